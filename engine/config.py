@@ -1,0 +1,104 @@
+"""ModelConfig: what a user says about a model to install; the rest is found out, once."""
+
+import msgspec
+
+from ..backends.worker import Backend
+from ..errors import InvalidArgument
+from ..scheduler import Eviction, Policy, SchedulerConfig
+
+BLOCK_SIZES = (16, 32, 64, 128)
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One model in an engine. None, 0 and "auto" mean: find out from the files and the machine.
+
+    Raises:
+        InvalidArgument: a value has the wrong type or lies outside its range.
+    """
+
+    model: str
+    """A folder, a hub id or a bundled name."""
+    name: str = ""
+    """What the engine calls it; `model` itself when empty."""
+    backend: str | Backend = "auto"
+    revision: str | None = None
+    token: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    max_length: int | None = None
+    """Longest request in tokens, prompt and output together."""
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_fraction: float = 0.9
+    """Share of the process's (or the device's) memory limit that all models together may take."""
+    enable_prefix_cache: bool = True
+    prefix_cache_ttl: float | None = None
+    """Seconds for which an unused prefix is kept; None keeps it until its blocks are needed."""
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    policy: Policy = Policy.FCFS
+    eviction: Eviction = Eviction.LATEST
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    queue_timeout: float | None = None
+    """Seconds a request may wait for its first step, where the request itself says nothing."""
+    tenant_weights: dict[str, float] = {}
+    """Shares of tenants under the fair policy; 1.0 where a tenant is not named."""
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.model, str) and self.model != "", self, "model", "a folder, hub id or name")
+        _require(isinstance(self.name, str), self, "name", "a string")
+        for field in ("device", "dtype"):
+            _require(isinstance(getattr(self, field), str), self, field, 'a string, or "auto"')
+        _require(
+            _is_int(self.threads) and self.threads >= 0, self, "threads", "0 (all physical cores) or more"
+        )
+        for field, least in (("max_length", 2), ("num_blocks", 2)):
+            value = getattr(self, field)
+            allowed = f"{least} or more, or None"
+            _require(value is None or (_is_int(value) and value >= least), self, field, allowed)
+        _require(self.block_size in BLOCK_SIZES, self, "block_size", f"one of {BLOCK_SIZES}")
+        _require(_is_number(self.memory_fraction), self, "memory_fraction", "a number above 0, at most 1")
+        _require(0 < self.memory_fraction <= 1, self, "memory_fraction", "a number above 0, at most 1")
+        for field in ("prefix_cache_ttl", "queue_timeout"):
+            value = getattr(self, field)
+            _require(
+                value is None or (_is_number(value) and value > 0), self, field, "seconds above 0, or None"
+            )
+        for field in ("enable_prefix_cache", "warmup"):
+            _require(isinstance(getattr(self, field), bool), self, field, "True or False")
+        weights = self.tenant_weights
+        positive = isinstance(weights, dict) and all(_is_number(w) and w > 0 for w in weights.values())
+        _require(positive, self, "tenant_weights", "a dict from tenant to a weight above 0")
+        self.scheduler_config()
+
+    @property
+    def installed_name(self) -> str:
+        """The name requests use."""
+        return self.name or self.model
+
+    def scheduler_config(self) -> SchedulerConfig:
+        """The scheduler's share of this configuration."""
+        return SchedulerConfig(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            policy=self.policy,
+            eviction=self.eviction,
+            max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _require(holds: bool, config: ModelConfig, field: str, allowed: str) -> None:
+    if not holds:
+        raise InvalidArgument(field, getattr(config, field), allowed)

@@ -1,0 +1,140 @@
+"""Engine: the verbs of AsyncEngine for any thread, on an event loop of its own."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any, Self, TypeVar, overload
+
+from ..backends.worker import ModelInfo, Progress, Tokenizer
+from ..scheduler import SamplingParams
+from .async_engine import AsyncEngine, Started
+from .config import ModelConfig
+from .memory_plan import MemoryPlan
+from .model import ModelState, RequestHandle
+from .stats import EngineStats
+
+Result = TypeVar("Result")
+
+
+class Engine:
+    """Same verbs and errors as AsyncEngine; they block the calling thread and no other."""
+
+    def __init__(self) -> None:
+        self._engine = AsyncEngine()
+        self._loop = new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel all requests, release every model and end the thread. A second call does nothing."""
+        if self._loop.is_closed():
+            return
+        self._run(self._engine.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # Models
+
+    def install_model(self, config: ModelConfig) -> ModelInfo:
+        """See AsyncEngine.install_model."""
+        return self._run(self._engine.install_model(config))
+
+    def start_model(self, name: str, *, progress: Progress | None = None) -> None:
+        """See AsyncEngine.start_model."""
+        self._run(self._engine.start_model(name, progress=progress))
+
+    def stop_model(self, name: str, *, timeout: float | None = None) -> None:
+        """See AsyncEngine.stop_model."""
+        self._run(self._engine.stop_model(name, timeout=timeout))
+
+    def release_model(self, name: str) -> None:
+        """See AsyncEngine.release_model."""
+        self._run(self._engine.release_model(name))
+
+    # Requests
+
+    def start_request(
+        self, name: str, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
+    ) -> Started:
+        """See AsyncEngine.start_request."""
+        return self._engine.start_request(name, prompt, params, **options)
+
+    def start_request_ids(
+        self, name: str, token_ids: Sequence[int], params: SamplingParams | None = None, **options: Any
+    ) -> Started:
+        """See AsyncEngine.start_request_ids."""
+        return self._engine.start_request_ids(name, token_ids, params, **options)
+
+    @overload
+    def start_request_text(
+        self, name: str, text: str, params: SamplingParams | None = None, **options: Any
+    ) -> Started: ...
+
+    @overload
+    def start_request_text(
+        self, name: str, text: Sequence[str], params: SamplingParams | None = None, **options: Any
+    ) -> list[Started]: ...
+
+    def start_request_text(
+        self, name: str, text: str | Sequence[str], params: SamplingParams | None = None, **options: Any
+    ) -> Started | list[Started]:
+        """See AsyncEngine.start_request_text."""
+        return self._engine.start_request_text(name, text, params, **options)
+
+    def stop_request(self, name: str, handle: RequestHandle) -> None:
+        """See AsyncEngine.stop_request."""
+        self._engine.stop_request(name, handle)
+
+    def release_request(self, name: str, handle: RequestHandle) -> None:
+        """See AsyncEngine.release_request."""
+        self._engine.release_request(name, handle)
+
+    def sync_request(self, name: str, handle: RequestHandle | None = None) -> None:
+        """See AsyncEngine.sync_request."""
+        self._run(self._engine.sync_request(name, handle))
+
+    # Looking
+
+    def models(self) -> list[str]:
+        """See AsyncEngine.models."""
+        return self._engine.models()
+
+    def model_info(self, name: str) -> ModelInfo:
+        """See AsyncEngine.model_info."""
+        return self._engine.model_info(name)
+
+    def model_state(self, name: str) -> ModelState:
+        """See AsyncEngine.model_state."""
+        return self._engine.model_state(name)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """See AsyncEngine.tokenizer."""
+        return self._engine.tokenizer(name)
+
+    def memory_plan(self, name: str) -> MemoryPlan:
+        """See AsyncEngine.memory_plan."""
+        return self._engine.memory_plan(name)
+
+    def get_as_engine_stat(self, name: str) -> EngineStats:
+        """See AsyncEngine.get_as_engine_stat."""
+        return self._engine.get_as_engine_stat(name)
+
+    def _run(self, verb: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(verb, self._loop).result()
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

@@ -1,0 +1,339 @@
+"""ResultQueue: what one request has produced, for readers in threads and in event loops; it never polls."""
+
+import asyncio
+import threading
+from _thread import LockType
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
+from time import monotonic, time
+
+import msgspec
+
+from ..scheduler import FinishReason, TokenLogprobs
+
+
+class GenerateRequestStatus(Enum):
+    """DashInfer's request states."""
+
+    Init = 0
+    ContextFinished = 1
+    Generating = 2
+    GenerateFinished = 3
+    GenerateInterrupted = 4
+    InternalError = 5
+
+
+END_STATUS = {
+    FinishReason.STOP: GenerateRequestStatus.GenerateFinished,
+    FinishReason.LENGTH: GenerateRequestStatus.GenerateFinished,
+    FinishReason.CANCELLED: GenerateRequestStatus.GenerateInterrupted,
+    FinishReason.TIMEOUT: GenerateRequestStatus.GenerateInterrupted,
+    FinishReason.QUEUE_TIMEOUT: GenerateRequestStatus.GenerateInterrupted,
+    FinishReason.INTERRUPTED: GenerateRequestStatus.GenerateInterrupted,
+    FinishReason.ERROR: GenerateRequestStatus.InternalError,
+}
+
+
+class GeneratedElements(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens produced since the previous read, in order, with what was asked for about them."""
+
+    ids_from_generate: list[int]
+    text: str
+    """Text that has become certain; the texts of all reads joined are the output's text."""
+    log_probs_list: list[list[tuple[int, float]]]
+    """[tokens][top_logprobs] pairs of (token id, log-probability), best first; empty unless asked for."""
+    token_logprobs_list: list[float]
+    """Log-probability of each token; empty unless asked for."""
+    tensors_from_model_inference: list[dict[str, object]] = []
+    prefix_cache_len: int = 0
+    """Prompt tokens that were found in the prefix cache."""
+    prefix_len_gpu: int = 0
+    prefix_len_cpu: int = 0
+    finish_reason: FinishReason | None = None
+    """Set in the read that reaches the end."""
+
+
+class RequestTimes(msgspec.Struct):
+    """Moments of one request, in seconds on the monotonic clock; None until they happen.
+
+    Written by the engine.
+    """
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    finished: float | None = None
+
+
+class Wakeups:
+    """Readers to wake after a step: one call into each reader's event loop, however many wait there."""
+
+    def __init__(self) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def add(self, future: asyncio.Future[None]) -> None:
+        """Wake this future's awaiter with the next flush."""
+        self._futures.setdefault(future.get_loop(), []).append(future)
+
+    def flush(self) -> None:
+        """Wake everybody added since the last flush."""
+        if not self._futures:
+            return
+        groups, self._futures = self._futures, {}
+        for loop, futures in groups.items():
+            try:
+                loop.call_soon_threadsafe(_set_all, futures)
+            except RuntimeError:
+                # The reader's loop was closed; nobody is left to be woken in it.
+                continue
+
+
+def _set_all(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+_EPOCH = time() - monotonic()
+"""Moment of the monotonic clock's zero, in seconds since the epoch."""
+
+Waiter = LockType | asyncio.Future[None]
+Piece = tuple[int | None, str, TokenLogprobs | None]
+
+
+class ResultQueue:
+    """Output of one request: written by the engine's loop, read from any thread or event loop.
+
+    The three `Get` methods and `GenerateStatus` / `GeneratedLength` / `RequestStatInfo` are DashInfer's;
+    `aget` and `async for` are the same for coroutines. Each token is handed to exactly one read.
+    """
+
+    # Waiting without a lost wake-up: a reader first enters the waiter list and then looks at the pieces; the
+    # writer first appends the piece and then empties the waiter list. Both are single atomic deque calls.
+
+    def __init__(self, *, prompt_length: int, on_gpu: bool = False, arrival: float | None = None) -> None:
+        self.times = RequestTimes(monotonic() if arrival is None else arrival)
+        self.prompt_length = prompt_length
+        self.prefix_cache_len = 0
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        """One entry per prompt token computed so far, if they were asked for; None for the first."""
+        self.finish_reason: FinishReason | None = None
+        self.stop_cause: int | str | None = None
+        """The stop token or stop string that ended the output."""
+        self.error: str | None = None
+        """What went wrong, when the finish reason is ERROR."""
+        self._on_gpu = on_gpu
+        self._pieces: deque[Piece] = deque()
+        self._waiters: deque[Waiter] = deque()
+        self._end_waiters: deque[Waiter] = deque()
+        self._length = 0
+        self._reading = False
+
+    # Reading
+
+    def GenerateStatus(self) -> GenerateRequestStatus:
+        """Present status; never blocks.
+
+        Once the reader has begun to read, an end is reported only when nothing is left to read, so that a
+        loop over `Get` that breaks at the end loses no token.
+        """
+        if self.finish_reason is not None and not (self._reading and self._pieces):
+            return END_STATUS[self.finish_reason]
+        if self._length == 0:
+            return GenerateRequestStatus.Init
+        return (
+            GenerateRequestStatus.ContextFinished if self._length == 1 else GenerateRequestStatus.Generating
+        )
+
+    def GeneratedLength(self) -> int:
+        """Tokens generated so far, read or not."""
+        return self._length
+
+    def RequestStatInfo(self) -> dict[str, int]:
+        """DashInfer's statistics: times in milliseconds, lengths in tokens, rates in tokens per second."""
+        return request_stat_info(self.times, self.prompt_length, self.prefix_cache_len, self._length)
+
+    def Get(self) -> GeneratedElements:
+        """Everything produced since the previous read; blocks until there is something.
+
+        After the end, with nothing left, the elements are empty.
+        """
+        elements = self.GetWithTimeout(0)
+        if elements is None:
+            raise RuntimeError("a read without a time-out timed out")
+        return elements
+
+    def GetWithTimeout(self, timeout_ms: float) -> GeneratedElements | None:
+        """Like `Get`, but None after `timeout_ms` milliseconds without a token; 0 or less waits for ever."""
+        self._reading = True
+        give_up = monotonic() + timeout_ms / 1000 if timeout_ms > 0 else None
+        while not self._pieces and self.finish_reason is None:
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+            if self._pieces or self.finish_reason is not None:
+                _discard(self._waiters, waiter)
+                break
+            left = -1.0 if give_up is None else max(give_up - monotonic(), 0.0)
+            if not waiter.acquire(timeout=left) and not self._pieces:
+                _discard(self._waiters, waiter)
+                return None
+        return self._drain()
+
+    def GetNoWait(self) -> GeneratedElements:
+        """Everything produced since the previous read, which may be nothing; never blocks."""
+        self._reading = True
+        return self._drain()
+
+    async def aget(self) -> GeneratedElements:
+        """Like `Get`, for coroutines of any event loop."""
+        self._reading = True
+        while not self._pieces and self.finish_reason is None:
+            await self._wait(self._waiters, lambda: bool(self._pieces))
+        return self._drain()
+
+    async def __aiter__(self) -> AsyncIterator[GeneratedElements]:
+        """Elements as they come, up to and including the ones that carry the finish reason."""
+        while True:
+            elements = await self.aget()
+            yield elements
+            if elements.finish_reason is not None:
+                return
+
+    def wait_finished(self, timeout: float | None = None) -> bool:
+        """Block until the request has ended; False after `timeout` seconds."""
+        if self.finish_reason is None:
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._end_waiters.append(waiter)
+            if self.finish_reason is None and not waiter.acquire(timeout=-1 if timeout is None else timeout):
+                _discard(self._end_waiters, waiter)
+        return self.finish_reason is not None
+
+    async def await_finished(self) -> None:
+        """Wait until the request has ended."""
+        while self.finish_reason is None:
+            await self._wait(self._end_waiters, lambda: False)
+
+    # Writing, by the engine's loop alone
+
+    def put(
+        self, token: int, text: str, logprobs: TokenLogprobs | None, now: float, wakeups: Wakeups
+    ) -> None:
+        """Hand over one token and the text that has become certain with it."""
+        times = self.times
+        if times.first_token is None:
+            times.first_token = now
+        times.last_token = now
+        self._length += 1
+        self._pieces.append((token, text, logprobs))
+        if self._waiters:
+            _wake(self._waiters, wakeups)
+
+    def finish(
+        self,
+        reason: FinishReason,
+        wakeups: Wakeups,
+        now: float,
+        *,
+        text: str = "",
+        stop_cause: int | str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """End the output, with the text that was still held back."""
+        self.times.finished = now
+        self.stop_cause = stop_cause
+        self.error = error
+        if text:
+            self._pieces.append((None, text, None))
+        self.finish_reason = reason
+        _wake(self._waiters, wakeups)
+        _wake(self._end_waiters, wakeups)
+
+    def _drain(self) -> GeneratedElements:
+        reason = self.finish_reason  # before the pieces: a reason read here means that all pieces are there
+        pieces = self._pieces
+        ids: list[int] = []
+        texts: list[str] = []
+        token_logprobs: list[float] = []
+        top_logprobs: list[list[tuple[int, float]]] = []
+        while pieces:
+            try:
+                token, text, logprobs = pieces.popleft()
+            except IndexError:  # another reader took the last one
+                break
+            texts.append(text)
+            if token is not None:
+                ids.append(token)
+            if logprobs is not None:
+                token_logprobs.append(logprobs.logprob)
+                top_logprobs.append(list(logprobs.top))
+        cached = self.prefix_cache_len
+        return GeneratedElements(
+            ids_from_generate=ids,
+            text="".join(texts),
+            log_probs_list=top_logprobs,
+            token_logprobs_list=token_logprobs,
+            prefix_cache_len=cached,
+            prefix_len_gpu=cached if self._on_gpu else 0,
+            prefix_len_cpu=0 if self._on_gpu else cached,
+            finish_reason=reason,
+        )
+
+    async def _wait(self, waiters: deque[Waiter], ready: Callable[[], bool]) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters.append(future)
+        if ready() or self.finish_reason is not None:
+            _discard(waiters, future)
+            return
+        try:
+            await future
+        finally:
+            _discard(waiters, future)
+
+
+def _discard(waiters: deque[Waiter], waiter: Waiter) -> None:
+    try:
+        waiters.remove(waiter)
+    except ValueError:
+        return  # the writer has taken it
+
+
+def _wake(waiters: deque[Waiter], wakeups: Wakeups) -> None:
+    while waiters:
+        try:
+            waiter = waiters.popleft()
+        except IndexError:  # the reader has left by itself
+            return
+        if isinstance(waiter, asyncio.Future):
+            wakeups.add(waiter)
+        else:
+            waiter.release()
+
+
+def request_stat_info(times: RequestTimes, prompt_length: int, cached: int, generated: int) -> dict[str, int]:
+    """DashInfer's keys of `RequestStatInfo()`; what has not happened yet is 0."""
+
+    def stamp(moment: float | None) -> int:
+        return 0 if moment is None else round((_EPOCH + moment) * 1000)
+
+    def span(start: float | None, end: float | None) -> float:
+        return 0.0 if start is None or end is None else end - start
+
+    prefill = span(times.first_scheduled, times.first_token)
+    decode = span(times.first_token, times.last_token)
+    return {
+        "arrival_time": stamp(times.arrival),
+        "first_token_time": stamp(times.first_token),
+        "last_token_time": stamp(times.last_token),
+        "time_to_first_token": round(span(times.arrival, times.first_token) * 1000),
+        "time_in_queue": round(span(times.arrival, times.first_scheduled) * 1000),
+        "finished_time": stamp(times.finished),
+        "context_token_length": prompt_length,
+        "generated_token_length": generated,
+        "context_cached_length": cached,
+        "context_tps": round((prompt_length - cached) / prefill) if prefill else 0,
+        "generate_tps": round((generated - 1) / decode) if decode else 0,
+    }

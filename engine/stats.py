@@ -1,0 +1,74 @@
+"""EngineStats: one model's state and counters, for people and for metrics."""
+
+from time import monotonic
+
+import msgspec
+
+from ..kvcache import KVCache
+from ..scheduler import FinishReason
+from .memory_plan import MemoryPlan
+from .step_loop import StepLoop
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """State of one model at one moment, and its counters since it was started."""
+
+    model: str
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    """Prompt tokens of the requests that no step has touched yet."""
+    prompt_tokens: int = 0
+    """Prompt tokens computed, those of a recompute after preemption included, cached ones not."""
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    mean_batch_size: float = 0.0
+    """Sequences per step since the start."""
+    prompt_tokens_per_second: float = 0.0
+    generated_tokens_per_second: float = 0.0
+    block_size: int
+    total_blocks: int
+    held_blocks: int = 0
+    cached_blocks: int = 0
+    free_blocks: int = 0
+    kv_bytes_per_block: int
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    finished: dict[FinishReason, int] = {}
+
+
+def idle_stats(name: str, plan: MemoryPlan) -> EngineStats:
+    """Statistics of a model that does not run: the plan's numbers and zeros."""
+    return EngineStats(
+        model=name,
+        block_size=plan.block_size,
+        total_blocks=plan.num_blocks,
+        kv_bytes_per_block=plan.kv_per_block,
+    )
+
+
+def collect_stats(name: str, plan: MemoryPlan, loop: StepLoop, kv: KVCache) -> EngineStats:
+    """Statistics of a running model."""
+    now = monotonic()
+    scheduled = loop.scheduler.stats()
+    cache = kv.stats()
+    return msgspec.structs.replace(
+        idle_stats(name, plan),
+        running=scheduled.running,
+        waiting=scheduled.waiting,
+        queued_tokens=scheduled.queued_tokens,
+        prompt_tokens=scheduled.prompt_tokens,
+        generated_tokens=scheduled.generated_tokens,
+        preemptions=scheduled.preemptions,
+        steps=scheduled.steps,
+        mean_batch_size=loop.num_sequence_steps / scheduled.steps if scheduled.steps else 0.0,
+        prompt_tokens_per_second=loop.prompt_rate.per_second(now),
+        generated_tokens_per_second=loop.generated_rate.per_second(now),
+        held_blocks=cache.held_blocks,
+        cached_blocks=cache.cached_blocks,
+        free_blocks=cache.free_blocks,
+        prefix_queried_tokens=cache.queried_tokens,
+        prefix_hit_tokens=cache.hit_tokens,
+        finished=scheduled.finished,
+    )

@@ -1,0 +1,206 @@
+"""StepLoop: the asyncio task that turns one model's scheduler, worker and outputs, step after step."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import monotonic
+
+from ..backends.worker import Worker
+from ..errors import ModelStateError, WorkerError
+from ..scheduler import Batch, FinishReason, Request, Scheduler, StepResult
+from .outputs import Output, OutputProcessor
+from .rate import Rate
+from .result_queue import ResultQueue
+
+logger = logging.getLogger(__name__)
+
+Change = Callable[[float], None]
+"""A change to the scheduler, told the time; applied between two steps."""
+
+
+class StepLoop:
+    """Owns the scheduler and the outputs of one running model; the worker is called in `executor`.
+
+    Other threads reach in through `submit` and `cancel` alone. What they ask for waits in an inbox and is
+    applied between two steps, so the scheduler needs no lock.
+    """
+
+    def __init__(self, worker: Worker, scheduler: Scheduler, executor: ThreadPoolExecutor) -> None:
+        self._worker = worker
+        self._executor = executor
+        self._outputs = OutputProcessor()
+        self._inbox: deque[Change] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._idle = True
+        self._admission = threading.Lock()
+        self._pending_requests = 0
+        self._pending_tokens = 0
+        self._closed: str | None = None
+        self.scheduler = scheduler
+        self.prompt_rate = Rate()
+        self.generated_rate = Rate()
+        self.num_sequence_steps = 0
+        """Slices computed since the start: over the number of steps, the mean batch size."""
+
+    # From any thread
+
+    def submit(self, outputs: Sequence[Output]) -> None:
+        """Take one request in, with all its samples.
+
+        Raises:
+            LimitExceeded, QueueFull: see Scheduler.check_admissible.
+            ModelStateError: the loop has ended.
+        """
+        prompt = outputs[0].request.num_prompt_tokens
+        with self._admission:
+            if self._closed is not None:
+                raise ModelStateError(self._closed)
+            self.scheduler.check_admissible(
+                prompt,
+                len(outputs),
+                pending_requests=self._pending_requests,
+                pending_tokens=self._pending_tokens,
+                retry_after=self._retry_after(),
+            )
+            self._pending_requests += len(outputs)
+            self._pending_tokens += prompt * len(outputs)
+            self._post(lambda now: self._add(outputs))
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """End these requests at the next step; those that have ended are left alone."""
+        self._post(lambda now: self._finish(requests, FinishReason.CANCELLED, now))
+
+    # The loop
+
+    async def run(self) -> None:
+        """Step while there is work, sleep while there is none; ends by cancellation."""
+        try:
+            while True:
+                await self.step()
+        except asyncio.CancelledError:
+            self._end("the model was stopped")
+            raise
+        except BaseException as error:
+            logger.exception("the step loop has failed")
+            self._end(f"the step loop has failed: {error!r}", FinishReason.ERROR)
+            raise
+
+    async def drain(self, timeout: float | None) -> None:
+        """Wait until every request has ended; after `timeout` seconds cancel those that have not."""
+        try:
+            await asyncio.wait_for(self._all_finished(), timeout)
+        except TimeoutError:
+            self.cancel(self.scheduler.live_requests())
+            await self._all_finished()
+
+    def live_queues(self) -> list[ResultQueue]:
+        """Queues of the requests that have not ended; on the loop's own thread."""
+        return self._outputs.queues()
+
+    async def _all_finished(self) -> None:
+        while self._closed is None and (self._inbox or self.scheduler.has_work):
+            for queue in self.live_queues():
+                await queue.await_finished()
+            await asyncio.sleep(0)
+
+    async def step(self) -> None:
+        """One token for everybody: schedule, execute, update, publish."""
+        self._apply_changes()
+        batch = self.scheduler.schedule(monotonic())
+        if batch is None:
+            await self._sleep()
+            return
+        try:
+            result = await self._loop.run_in_executor(self._executor, self._execute, batch)
+        except WorkerError as error:
+            logger.error("a step of %d sequences failed: %s", len(batch.slices), error)
+            self.scheduler.fail(batch, str(error), monotonic())
+        else:
+            self._book(batch, result, monotonic())
+        self._close_finished()
+
+    def _execute(self, batch: Batch) -> StepResult:
+        """The worker's step; whatever it raises is a worker failure."""
+        try:
+            return self._worker.execute(batch)
+        except WorkerError:
+            raise
+        except Exception as error:
+            logger.exception("the worker has raised")
+            raise WorkerError(f"the worker has raised {error!r}") from error
+
+    def _book(self, batch: Batch, result: StepResult, now: float) -> None:
+        served = self.scheduler.update(batch, result, now)
+        stopped = self._outputs.publish(batch, served, result, now)
+        self._finish(stopped, FinishReason.STOP, now)
+        generated = len(result.token_ids) - result.token_ids.count(None)
+        self.generated_rate.add(generated, now)
+        self.prompt_rate.add(batch.num_tokens - generated, now)
+        self.num_sequence_steps += len(batch.slices)
+
+    def _apply_changes(self) -> None:
+        now = monotonic()
+        while self._inbox:
+            self._inbox.popleft()(now)
+        self.scheduler.expire(now)
+        self._close_finished()
+
+    def _close_finished(self) -> None:
+        self._outputs.close(self.scheduler.take_finished(), monotonic())
+        self._outputs.wake()
+
+    async def _sleep(self) -> None:
+        """Until something is posted or the next deadline."""
+        self._idle = True
+        if not self._inbox:
+            deadline = self.scheduler.next_deadline()
+            timeout = None if deadline is None else max(deadline - monotonic(), 0.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
+        self._changed.clear()
+        self._idle = False
+
+    # Changes
+
+    def _post(self, change: Change) -> None:
+        if self._closed is not None:
+            return
+        self._inbox.append(change)
+        if self._idle:
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _add(self, outputs: Sequence[Output]) -> None:
+        prompt = outputs[0].request.num_prompt_tokens
+        for output in outputs:
+            self._outputs.open(output)
+            self.scheduler.add(output.request)
+        with self._admission:
+            self._pending_requests -= len(outputs)
+            self._pending_tokens -= prompt * len(outputs)
+
+    def _finish(self, requests: Sequence[Request], reason: FinishReason, now: float) -> None:
+        for request in requests:
+            self.scheduler.finish(request, reason, now)
+
+    def _end(self, why: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Refuse what comes, end what is there: nobody is left waiting for a loop that is gone."""
+        with self._admission:
+            self._closed = why
+        self._idle = False
+        self._apply_changes()
+        now = monotonic()
+        for request in self.scheduler.live_requests():
+            request.error = why if reason is FinishReason.ERROR else None
+            self.scheduler.finish(request, reason, now)
+        self._close_finished()
+
+    def _retry_after(self) -> float:
+        """Seconds until the queued prompts will have been computed, at the measured rate."""
+        rate = self.prompt_rate.per_second(monotonic())
+        queued = self.scheduler.queued_tokens + self._pending_tokens
+        return min(max(queued / rate, 1.0), 600.0) if rate > 0 else 1.0

@@ -1,0 +1,25 @@
+"""Continuous batching: what each step computes, for whom, and when a request ends; pure Python, no clock."""
+
+from .batch import Batch, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from .config import Eviction, Policy, SchedulerConfig
+from .request import FinishReason, Request, RequestStatus
+from .sampling_params import SamplingParams
+from .scheduler import Scheduler, SchedulerStats
+
+__all__ = [
+    "Batch",
+    "Eviction",
+    "FinishReason",
+    "Policy",
+    "Request",
+    "RequestStatus",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+    "SequenceStart",
+    "Slice",
+    "StepResult",
+    "TokenLogprobs",
+    "Wants",
+]

@@ -1,0 +1,443 @@
+"""Scheduler: gives each chosen request some tokens of every step so that it catches up."""
+
+from bisect import insort
+from collections.abc import Mapping
+
+import msgspec
+
+from ..errors import LimitExceeded, QueueFull
+from ..kvcache import BlockTable, KVCache
+from .batch import Batch, SequenceStart, Slice, StepResult, Wants
+from .config import Eviction, SchedulerConfig
+from .lazy_heap import LazyHeap
+from .policy import eviction_rank, make_queue
+from .request import FinishReason, Request, RequestStatus
+
+
+class SchedulerStats(msgspec.Struct, frozen=True):
+    """State at one moment and counters since the start."""
+
+    running: int
+    waiting: int
+    queued_tokens: int
+    prompt_tokens: int
+    """Prompt tokens computed, those of a recompute after preemption included."""
+    generated_tokens: int
+    preemptions: int
+    steps: int
+    finished: dict[FinishReason, int]
+
+
+class Scheduler:
+    """Requests, from `add` to a finish reason, over one KVCache. Never looks at a clock: `now` is passed in.
+
+    The caller alternates `schedule` (a Batch, or None when nothing can run) and `update` with the worker's
+    result; `add`, `finish` and `expire` are called between the two, never during a step. Whatever ends,
+    for whatever reason, is handed out once by `take_finished`.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVCache,
+        *,
+        max_num_seqs: int | None = None,
+        shares_within_step: bool = True,
+        tenant_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """`max_num_seqs` narrows the configured number to what the worker offers."""
+        self._kv = kv
+        self._max_num_seqs = min(config.max_num_seqs, max_num_seqs or config.max_num_seqs)
+        self._max_num_batched_tokens = config.max_num_batched_tokens
+        self._max_queued_requests = config.max_queued_requests
+        self._max_queued_tokens = config.max_queued_tokens
+        self._shares_within_step = shares_within_step
+        self._queue = make_queue(config.policy, tenant_weights)
+        self._rank = eviction_rank(config.eviction)
+        self._rank_changes = config.eviction is Eviction.MAX_LENGTH
+
+        self._requests: dict[int, Request] = {}
+        self._running: list[Request] = []  # by rank: the last is preempted first
+        self._by_seq: dict[int, Request] = {}
+        self._free_seqs = list(range(self._max_num_seqs))[::-1]
+        self._retired: list[int] = []
+        self._suspects: list[Request] = []  # each runs alone until it has completed a step
+        self._deadlines: LazyHeap[float] = LazyHeap(lambda request: not request.finished)
+        self._finished: list[Request] = []
+
+        self._arrivals = 0
+        self._num_queued = 0
+        self._queued_tokens = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._preemptions = 0
+        self._steps = 0
+        self._finish_counts = dict.fromkeys(FinishReason, 0)
+
+    # Between steps
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request has not ended."""
+        return bool(self._requests)
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that no step has touched yet."""
+        return self._num_queued
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of the requests that no step has touched yet."""
+        return self._queued_tokens
+
+    def check_admissible(
+        self,
+        num_prompt_tokens: int,
+        samples: int = 1,
+        *,
+        pending_requests: int = 0,
+        pending_tokens: int = 0,
+        retry_after: float = 1.0,
+    ) -> None:
+        """Raise unless `samples` requests of that prompt length may be added now.
+
+        `pending` ones were let in but not added yet; they count as queued.
+
+        Raises:
+            LimitExceeded: the prompt and one token more do not fit the whole pool.
+            QueueFull: the bounds on queued requests or queued tokens are reached.
+        """
+        if num_prompt_tokens + 1 > self._kv.capacity:
+            raise LimitExceeded(
+                f"the prompt has {num_prompt_tokens} tokens; the block pool holds {self._kv.capacity} in all"
+            )
+        queued = self._num_queued + pending_requests
+        if self._max_queued_requests is not None and queued + samples > self._max_queued_requests:
+            raise QueueFull(
+                f"{queued} requests are queued; at most {self._max_queued_requests} may be", retry_after
+            )
+        tokens = num_prompt_tokens * samples
+        queued_tokens = self._queued_tokens + pending_tokens
+        if self._max_queued_tokens is not None and queued_tokens + tokens > self._max_queued_tokens:
+            raise QueueFull(
+                f"{queued_tokens} prompt tokens are queued and {tokens} more were asked for; "
+                f"at most {self._max_queued_tokens} may be",
+                retry_after,
+            )
+
+    def add(self, request: Request) -> None:
+        """Take a new request in. One with a live leader joins the queue when the leader's prompt is done."""
+        self._arrivals += 1
+        request.arrival = self._arrivals
+        self._requests[request.request_id] = request
+        self._num_queued += 1
+        self._queued_tokens += request.num_prompt_tokens
+        for deadline in (request.deadline, request.queue_deadline):
+            if deadline is not None:
+                self._deadlines.push(deadline, request)
+        leader = request.leader
+        if leader is not None and not leader.finished and not self._prompt_done(leader):
+            leader.followers.append(request)
+        else:
+            self._queue.push(request)
+
+    def finish(self, request: Request, reason: FinishReason, now: float) -> None:
+        """End a request wherever it is; nothing happens when it has ended already."""
+        if request.finished:
+            return
+        if request.first_scheduled_time is None:
+            self._leave_queue(request)
+        if request.table is not None:
+            self._running.remove(request)
+            self._release(request, now)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        self._release_followers(request)
+        request.leader = None
+        if request in self._suspects:
+            self._suspects.remove(request)
+        del self._requests[request.request_id]
+        self._finish_counts[reason] += 1
+        self._finished.append(request)
+
+    def expire(self, now: float) -> None:
+        """End every request whose deadline or queue deadline has passed."""
+        while (head := self._deadlines.peek()) is not None and head[0] <= now:
+            self._deadlines.pop()
+            request = head[1]
+            if request.deadline is not None and request.deadline <= now:
+                self.finish(request, FinishReason.TIMEOUT, now)
+            elif request.first_scheduled_time is None:
+                self.finish(request, FinishReason.QUEUE_TIMEOUT, now)
+
+    def next_deadline(self) -> float | None:
+        """When `expire` may next have something to do."""
+        head = self._deadlines.peek()
+        return None if head is None else head[0]
+
+    def live_requests(self) -> list[Request]:
+        """Every request that has not ended."""
+        return list(self._requests.values())
+
+    def take_finished(self) -> list[Request]:
+        """Requests that ended since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    # A step
+
+    def schedule(self, now: float) -> Batch | None:
+        """Choose the next step: running requests first, then waiting ones while budget and blocks last.
+
+        None when there is nothing to compute. Sequences that ended travel as `retired` with the next batch.
+        """
+        slices: list[Slice] = []
+        started: list[SequenceStart] = []
+        if self._suspects:
+            self._schedule_alone(self._suspects[0], slices, started, now)
+        else:
+            budget = self._schedule_running(slices, now)
+            self._schedule_waiting(slices, started, budget, now)
+        if not slices:
+            return None
+        self._steps += 1
+        retired, self._retired = self._retired, []
+        return Batch(tuple(slices), tuple(started), tuple(retired))
+
+    def update(self, batch: Batch, result: StepResult, now: float) -> list[Request]:
+        """Book the step's tokens; returns the requests of the batch's slices, in their order."""
+        if self._suspects:
+            self._suspects.pop(0)
+        served = [self._by_seq[piece.seq] for piece in batch.slices]
+        for piece, request, token in zip(batch.slices, served, result.token_ids, strict=True):
+            computed = request.num_computed_tokens + len(piece.tokens)
+            request.num_computed_tokens = computed
+            if not self._shares_within_step and request.table is not None:
+                self._kv.register(request.table, request.token_ids, computed, now)
+            if request.followers and self._prompt_done(request):
+                self._release_followers(request)
+            if token is None:
+                if piece.seq in result.errors:
+                    request.error = result.errors[piece.seq]
+                    self.finish(request, FinishReason.ERROR, now)
+                continue
+            self._generated_tokens += 1
+            reason = request.advance(token)
+            if reason is None and len(request.token_ids) > self._kv.capacity:
+                reason = FinishReason.INTERRUPTED
+            if reason is not None:
+                self.finish(request, reason, now)
+        return served
+
+    def fail(self, batch: Batch, message: str, now: float) -> None:
+        """The worker could not execute `batch` and may have lost its memory.
+
+        A request that failed alone ends with an error. Those that failed together go back to waiting, keep
+        their tokens, and each runs alone until it has completed a step: so the guilty one is found, and
+        nobody else pays with more than time.
+        """
+        failed = [self._by_seq[piece.seq] for piece in batch.slices]
+        for request in list(self._running):
+            self._preempt(request, now)
+        self._kv.drop_prefixes()
+        if len(failed) == 1:
+            failed[0].error = message
+            self.finish(failed[0], FinishReason.ERROR, now)
+        else:
+            self._suspects.extend(request for request in failed if request not in self._suspects)
+
+    # What a step is made of
+
+    def _schedule_running(self, slices: list[Slice], now: float) -> int:
+        """Give every running request its tokens; the budget left, 0 when somebody had to be preempted."""
+        running = self._running
+        if self._rank_changes:
+            running.sort(key=self._rank)
+        block_size = self._kv.block_size
+        budget = self._max_num_batched_tokens
+        preemptions = self._preemptions
+        index = 0
+        while index < len(running):
+            request = running[index]
+            # A chunk leaves one token for each request behind it, so that no decode waits for a prompt.
+            share = budget - (len(running) - index - 1)
+            num_tokens = min(len(request.token_ids) - request.num_computed_tokens, share)
+            needed = request.num_computed_tokens + num_tokens
+            table = request.table
+            assert table is not None  # running requests have one
+            if needed > len(table.blocks) * block_size and not self._make_room(request, needed, now):
+                continue
+            slices.append(self._slice(request, table, num_tokens, now))
+            budget -= num_tokens
+            index += 1
+        return budget if self._preemptions == preemptions else 0
+
+    def _make_room(self, request: Request, num_tokens: int, now: float) -> bool:
+        """Extend the request's table, preempting others if need be; False when it had to go itself.
+
+        The last running request goes first. It is not chosen yet in this step, so chosen slices stay valid.
+        No request is larger than the pool (`update` sees to that), so one that runs alone always fits.
+        """
+        table = request.table
+        assert table is not None  # the caller schedules a running request
+        while not self._kv.extend(table, num_tokens):
+            victim = self._running[-1]
+            self._preempt(victim, now)
+            if victim is request:
+                return False
+        return True
+
+    def _schedule_waiting(
+        self, slices: list[Slice], started: list[SequenceStart], budget: int, now: float
+    ) -> None:
+        """Admit waiting requests in the queue's order until budget, sequences or blocks run out."""
+        while budget > 0 and self._free_seqs:
+            request = self._queue.peek()
+            if request is None:
+                return
+            # One free block for each running request keeps an admission from being undone a step later.
+            table = self._open_table(request, now, headroom=len(self._running))
+            if table is None:
+                return
+            self._queue.pop()
+            num_tokens = min(len(request.token_ids) - table.num_cached_tokens, budget)
+            started.append(self._admit(request, table, now))
+            slices.append(self._slice(request, table, num_tokens, now))
+            budget -= num_tokens
+
+    def _schedule_alone(
+        self, request: Request, slices: list[Slice], started: list[SequenceStart], now: float
+    ) -> None:
+        """A step of one request, with everybody else's blocks at its disposal."""
+        table = request.table
+        while table is None:
+            table = self._open_table(request, now, headroom=0) if self._free_seqs else None
+            if table is None:
+                self._preempt(self._running[-1], now)
+            else:
+                started.append(self._admit(request, table, now))
+        num_tokens = min(len(request.token_ids) - request.num_computed_tokens, self._max_num_batched_tokens)
+        slices.append(self._slice(request, table, num_tokens, now))
+
+    def _open_table(self, request: Request, now: float, *, headroom: int) -> BlockTable | None:
+        leader = request.leader
+        if leader is not None and leader.table is not None and self._prompt_done(leader):
+            shared = leader.num_prompt_tokens
+            return self._kv.fork(leader.table, shared, request.token_ids, headroom=headroom)
+        # Log-probabilities of a prompt come only from computing it.
+        match_prefix = request.params.prompt_logprobs is None
+        return self._kv.admit(
+            request.cache_root, request.token_ids, now, match_prefix=match_prefix, headroom=headroom
+        )
+
+    def _admit(self, request: Request, table: BlockTable, now: float) -> SequenceStart:
+        if request.first_scheduled_time is None:
+            self._leave_queue(request)
+            request.first_scheduled_time = now
+            request.num_cached_tokens = min(table.num_cached_tokens, request.num_prompt_tokens)
+        request.leader = None
+        request.status = RequestStatus.RUNNING
+        request.table = table
+        request.num_computed_tokens = table.num_cached_tokens
+        request.seq = seq = self._free_seqs.pop()
+        self._by_seq[seq] = request
+        insort(self._running, request, key=self._rank)
+        return SequenceStart(
+            seq=seq,
+            token_ids=tuple(request.token_ids),
+            num_prompt_tokens=request.num_prompt_tokens,
+            params=request.params,
+            seed=request.seed,
+            eos_token_ids=request.eos_token_ids,
+            min_output_tokens=request.min_tokens - request.num_prompt_tokens,
+        )
+
+    def _slice(self, request: Request, table: BlockTable, num_tokens: int, now: float) -> Slice:
+        start = request.num_computed_tokens
+        end = start + num_tokens
+        token_ids = request.token_ids
+        seq = request.seq
+        assert seq is not None  # only running requests are sliced
+        if start < request.num_prompt_tokens:
+            self._prompt_tokens += min(end, request.num_prompt_tokens) - start
+        if self._shares_within_step and end // self._kv.block_size > table.num_registered:
+            self._kv.register(table, token_ids, end, now)
+        self._queue.charge(request, num_tokens)
+        wants = Wants.TOKEN if end == len(token_ids) else Wants.NOTHING
+        return Slice(seq, tuple(token_ids[start:end]), start, table.snapshot(), wants)
+
+    def _preempt(self, request: Request, now: float) -> None:
+        """Back to waiting: the blocks go, the tokens stay, and all of them are computed again later."""
+        self._running.remove(request)
+        self._release(request, now)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        self._preemptions += 1
+        self._queue.push(request)
+
+    def _release(self, request: Request, now: float) -> None:
+        """Give back the table and the sequence id of a request that has left `_running`."""
+        assert request.table is not None  # only running requests are released
+        assert request.seq is not None  # likewise
+        self._kv.free(request.table, now)
+        self._free_seqs.append(request.seq)
+        self._retired.append(request.seq)
+        del self._by_seq[request.seq]
+        request.table = None
+        request.seq = None
+        request.num_computed_tokens = 0
+
+    def _leave_queue(self, request: Request) -> None:
+        self._num_queued -= 1
+        self._queued_tokens -= request.num_prompt_tokens
+
+    def _release_followers(self, leader: Request) -> None:
+        followers, leader.followers = leader.followers, []
+        for follower in followers:
+            if not follower.finished:
+                self._queue.push(follower)
+
+    @staticmethod
+    def _prompt_done(leader: Request) -> bool:
+        return leader.num_computed_tokens >= leader.num_prompt_tokens
+
+    # Seen from outside
+
+    def stats(self) -> SchedulerStats:
+        """State at this moment and counters since the start."""
+        return SchedulerStats(
+            running=len(self._running),
+            waiting=len(self._requests) - len(self._running),
+            queued_tokens=self._queued_tokens,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self._preemptions,
+            steps=self._steps,
+            finished=dict(self._finish_counts),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless requests, sequence ids and blocks agree with one another."""
+        self._kv.check_integrity()
+        if sorted([*self._free_seqs, *self._by_seq]) != list(range(self._max_num_seqs)):
+            raise RuntimeError("free and used sequence ids are not all of them once")
+        if {id(request) for request in self._running} != {id(request) for request in self._by_seq.values()}:
+            raise RuntimeError("running requests and used sequence ids disagree")
+        if not self._rank_changes and self._running != sorted(self._running, key=self._rank):
+            raise RuntimeError("running requests are out of order")
+        for request in self._requests.values():
+            running = request.status is RequestStatus.RUNNING
+            if (
+                request.finished
+                or running != (request.table is not None)
+                or running != (request.seq is not None)
+            ):
+                raise RuntimeError(
+                    f"request {request.request_id} is {request.status.value} but holds otherwise"
+                )
+        queued = [request for request in self._requests.values() if request.first_scheduled_time is None]
+        if len(queued) != self._num_queued:
+            raise RuntimeError("the count of queued requests is off")
+        if sum(request.num_prompt_tokens for request in queued) != self._queued_tokens:
+            raise RuntimeError("the count of queued tokens is off")
