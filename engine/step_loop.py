@@ -69,6 +69,8 @@ class StepLoop:
             )
             self._pending_requests += len(outputs)
             self._pending_tokens += prompt * len(outputs)
+            for output in outputs:
+                self._outputs.open(output)
             self._post(lambda now: self._add(outputs))
 
     def cancel(self, requests: Sequence[Request]) -> None:
@@ -95,18 +97,17 @@ class StepLoop:
         try:
             await asyncio.wait_for(self._all_finished(), timeout)
         except TimeoutError:
-            self.cancel(self.scheduler.live_requests())
+            self._post(lambda now: self._finish(self.scheduler.live_requests(), FinishReason.CANCELLED, now))
             await self._all_finished()
 
     def live_queues(self) -> list[ResultQueue]:
-        """Queues of the requests that have not ended; on the loop's own thread."""
+        """Queues of the requests that have been submitted and have not ended."""
         return self._outputs.queues()
 
     async def _all_finished(self) -> None:
-        while self._closed is None and (self._inbox or self.scheduler.has_work):
-            for queue in self.live_queues():
+        while queues := self.live_queues():
+            for queue in queues:
                 await queue.await_finished()
-            await asyncio.sleep(0)
 
     async def step(self) -> None:
         """One token for everybody: schedule, execute, update, publish."""
@@ -177,7 +178,6 @@ class StepLoop:
     def _add(self, outputs: Sequence[Output]) -> None:
         prompt = outputs[0].request.num_prompt_tokens
         for output in outputs:
-            self._outputs.open(output)
             self.scheduler.add(output.request)
         with self._admission:
             self._pending_requests -= len(outputs)

@@ -1,0 +1,95 @@
+"""Engine: the same verbs from plain threads."""
+
+import asyncio
+import threading
+
+import pytest
+
+from millstream.backends.fake import FakeBackend
+from millstream.engine import Engine, FinishReason, GenerateRequestStatus, ModelConfig, SamplingParams
+from millstream.errors import ModelStateError
+
+
+@pytest.fixture
+def engine():
+    with Engine() as engine:
+        backend = FakeBackend(vocab_size=200, step_time=0.001)
+        engine.install_model(ModelConfig(model="fake", backend=backend, max_num_seqs=8, max_length=512))
+        engine.start_model("fake")
+        yield engine
+
+
+def params(count):
+    return SamplingParams(temperature=0, max_new_tokens=count)
+
+
+def test_threads_share_one_engine(engine):
+    results = {}
+
+    def use(index):
+        handle, queue = engine.start_request("fake", f"prompt {index % 3}", params(20))
+        ids = []
+        while queue.GenerateStatus() in (
+            GenerateRequestStatus.Init,
+            GenerateRequestStatus.ContextFinished,
+            GenerateRequestStatus.Generating,
+        ):
+            ids += queue.Get().ids_from_generate
+        engine.release_request("fake", handle)
+        results[index] = ids
+
+    threads = [threading.Thread(target=use, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(results) == list(range(12))
+    assert all(len(ids) == 20 for ids in results.values())
+    assert all(results[index] == results[index % 3] for index in results)
+
+
+def test_several_texts_and_sync_of_all(engine):
+    started = engine.start_request_text("fake", ["a", "bb"], params(5))
+    engine.sync_request("fake")
+    assert [queue.finish_reason for _, queue in started] == [FinishReason.LENGTH] * 2
+
+
+def test_reading_with_a_timeout_loses_nothing(engine):
+    _, queue = engine.start_request("fake", "x", params(30))
+    ids = []
+    while queue.finish_reason is None or ids == []:
+        elements = queue.GetWithTimeout(1)
+        ids += elements.ids_from_generate if elements is not None else []
+    ids += queue.GetNoWait().ids_from_generate
+    assert len(ids) == 30
+    assert queue.GetNoWait().ids_from_generate == []
+    assert queue.Get().ids_from_generate == []
+
+
+def test_coroutines_of_another_loop_can_read(engine):
+    async def read():
+        _, queue = engine.start_request("fake", "x", params(10))
+        return [token async for elements in queue for token in elements.ids_from_generate]
+
+    assert len(asyncio.run(read())) == 10
+
+
+def test_close_ends_what_is_running_and_may_be_called_twice():
+    engine = Engine()
+    engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.002)))
+    engine.start_model("fake")
+    _, queue = engine.start_request("fake", "x", params(400))
+    engine.close()
+    engine.close()
+    assert queue.finish_reason is FinishReason.CANCELLED
+
+
+def test_progress_tells_what_is_being_done():
+    seen = []
+    with Engine() as engine:
+        engine.install_model(ModelConfig(model="fake", backend=FakeBackend()))
+        engine.start_model("fake", progress=lambda what, done: seen.append((what, done)))
+        with pytest.raises(ModelStateError):
+            engine.start_model("fake")
+    assert seen[0] == ("weights", 1.0)
+    assert seen[-1] == ("warm-up", 1.0)

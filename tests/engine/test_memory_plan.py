@@ -1,0 +1,69 @@
+"""plan_memory: what it chooses and what it refuses, from numbers alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.backends.worker import MemoryNeeds
+from millstream.engine.memory_plan import plan_memory
+from millstream.errors import InsufficientMemory
+
+MIB = 1 << 20
+
+
+def plan(limit=1000, used=0, weights=100, activations=50, per_block=1, **kwargs):
+    values = {
+        "memory_fraction": 1.0,
+        "block_size": 16,
+        "num_blocks": None,
+        "max_length": 1024,
+        "max_length_is_auto": True,
+        "max_num_seqs": 4,
+        **kwargs,
+    }
+    needs = MemoryNeeds(weights=weights * MIB, activations=activations * MIB, kv_per_block=per_block * MIB)
+    return plan_memory("m", needs, limit_bytes=limit * MIB, used_bytes=used * MIB, source="test", **values)
+
+
+def test_the_pool_holds_every_sequence_at_full_length_or_what_fits():
+    assert plan().num_blocks == 4 * 64
+    assert plan(limit=300).num_blocks == 150
+    assert plan(limit=300, memory_fraction=0.5, per_block=0.0001 * 0 + 1, weights=0).num_blocks == 100
+
+
+def test_a_length_nobody_asked_for_shrinks_and_one_asked_for_is_refused():
+    assert plan(limit=190).max_length == 40 * 16
+    with pytest.raises(InsufficientMemory, match=r"it fits with max_length=640"):
+        plan(limit=190, max_length_is_auto=False)
+    with pytest.raises(InsufficientMemory, match="fits with max_length=320"):
+        plan(limit=170)
+    with pytest.raises(InsufficientMemory, match=r"needs 100.0 MiB for weights.*would make room"):
+        plan(limit=120)
+
+
+def test_blocks_asked_for_are_taken_as_they_are():
+    assert plan(num_blocks=10).num_blocks == 10
+    assert plan(num_blocks=10).max_length == 160
+    with pytest.raises(InsufficientMemory):
+        plan(num_blocks=900)
+
+
+@given(
+    limit=st.integers(1, 4000),
+    used=st.integers(0, 1000),
+    num_blocks=st.one_of(st.none(), st.integers(2, 2000)),
+    auto=st.booleans(),
+    max_length=st.integers(2, 4096),
+)
+def test_a_plan_never_exceeds_its_limit(limit, used, num_blocks, auto, max_length):
+    try:
+        made = plan(
+            limit=limit, used=used, num_blocks=num_blocks, max_length_is_auto=auto, max_length=max_length
+        )
+    except InsufficientMemory:
+        return
+    assert made.used_bytes + made.total <= made.limit_bytes
+    assert made.max_length <= max_length
+    assert num_blocks in (None, made.num_blocks)
+    if auto:
+        assert made.num_blocks * made.block_size >= made.max_length
