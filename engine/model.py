@@ -12,7 +12,7 @@ from time import monotonic
 import msgspec
 
 from ..backends.worker import Backend, ModelInfo, Progress, Tokenizer, Worker, WorkerConfig
-from ..errors import InvalidArgument, ModelStateError
+from ..errors import InvalidArgument, ModelFormatError, ModelStateError
 from ..kvcache import KVCache, root_digest
 from ..scheduler import Request, SamplingParams, Scheduler
 from .checks import check_lengths, check_prompt, check_token_ids
@@ -94,7 +94,12 @@ class InstalledModel:
                 "max_length", config.max_length, f"at most {info.max_length}, what {info.name} was made for"
             )
         self.plan = self._make_plan()
-        self.tokenizer: Tokenizer = backend.load_tokenizer(info)
+        self._tokenizer: Tokenizer | ModelFormatError
+        try:
+            self._tokenizer = backend.load_tokenizer(info)
+        except ModelFormatError as error:
+            # Token ids can be served without one; whoever asks for text is told.
+            self._tokenizer = error
 
     # Life cycle
 
@@ -165,6 +170,13 @@ class InstalledModel:
                 f"model {self.name!r} is {self.state.value} and cannot be {verb}; it must be {allowed}"
             )
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ModelFormatError where its files have none."""
+        if isinstance(self._tokenizer, ModelFormatError):
+            raise ModelFormatError(f"{self._tokenizer}; only token ids with detokenize=False can be served")
+        return self._tokenizer
+
     # Requests
 
     def start_request(
@@ -179,6 +191,10 @@ class InstalledModel:
         if self.state is not ModelState.RUNNING or running is None:
             raise ModelStateError(
                 f"model {self.name!r} is {self.state.value}; requests are taken while it is Running"
+            )
+        if params.stop and not options.detokenize:
+            raise InvalidArgument(
+                "stop", params.stop, "nothing with detokenize=False: there is no text to search"
             )
         token_ids = check_prompt(prompt, self.info.vocab_size)
         check_token_ids(params, self.info.vocab_size)

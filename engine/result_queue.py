@@ -290,8 +290,9 @@ class ResultQueue:
             return
         try:
             await future
-        finally:
+        except BaseException:
             _discard(waiters, future)
+            raise
 
 
 def _discard(waiters: deque[Waiter], waiter: Waiter) -> None:

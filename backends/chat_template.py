@@ -1,0 +1,249 @@
+"""Chat templates: a conversation rendered to prompt text by the model's own Jinja template, in a sandbox.
+
+Templates come with models from strangers. They run in Jinja's immutable sandbox, with the functions and
+filters that transformers documents for them, and see nothing but plain JSON values.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument, ModelFormatError, NotSupported
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import SandboxedEnvironment
+
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_CONTINUE_MARK = "\ue000CONTINUE\ue000 "
+"""Stands at the end of a message that is to be continued; its last blank shows whether the template trims."""
+
+
+class ChatTemplates:
+    """The named chat templates of one model ("default", "tool_use", …) and the special tokens they may use.
+
+    Jinja is imported when the first conversation is rendered. Safe to use from several threads.
+    """
+
+    def __init__(self, templates: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        self._sources = dict(templates)
+        self._special_tokens = dict(special_tokens)
+        self._compiled: dict[str, Template] = {}
+
+    @property
+    def default(self) -> str | None:
+        """Source of the template used when nothing else is asked for."""
+        return self._sources.get("default")
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+        documents: Sequence[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Prompt text of a conversation.
+
+        Args:
+            messages: each with "role" and whatever else the template reads; None counts as absent.
+            tools: functions the model may call, as JSON schemas.
+            documents: texts for retrieval, each with "title" and "text".
+            chat_template: the name of one of the model's templates, or the source of another one.
+            continue_final_message: end inside the last message, so that the model goes on with it.
+            variables: anything else the template reads, for example `enable_thinking`.
+
+        Raises:
+            NotSupported: the model has no chat template and none is given.
+            InvalidArgument: the template refuses the conversation, or an argument is no plain JSON value.
+            ModelFormatError: the model's template is no valid Jinja.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise InvalidArgument("add_generation_prompt", True, "False with continue_final_message")
+        template = self._template(chat_template, tools is not None)
+        chat = _conversation(messages)
+        if continue_final_message:
+            _mark_end(chat)
+        scope = {
+            **self._special_tokens,
+            **_plain("variables", variables),
+            "messages": chat,
+            "tools": _plain("tools", tools),
+            "documents": _plain("documents", documents),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            text = template.render(scope)
+        except Exception as error:  # a template is foreign code and may raise whatever it likes
+            roles = tuple(message.get("role") for message in chat)
+            raise InvalidArgument("messages", roles, f"what the chat template accepts ({error})") from error
+        return _cut_at_mark(text) if continue_final_message else text
+
+    def _template(self, wanted: str | None, has_tools: bool) -> "Template":
+        if wanted is not None and wanted not in self._sources:
+            return self._compile_foreign(wanted)
+        name = wanted or ("tool_use" if has_tools and "tool_use" in self._sources else "default")
+        if name not in self._sources:
+            others = f"; it has {', '.join(sorted(self._sources))}" if self._sources else ""
+            raise NotSupported(
+                f"the model has no {name} chat template{others}: pass chat_template or plain text"
+            )
+        if name not in self._compiled:
+            from jinja2 import TemplateError
+
+            try:
+                self._compiled[name] = self._environment.from_string(self._sources[name])
+            except TemplateError as error:
+                raise ModelFormatError(
+                    f"the model's {name} chat template is not valid Jinja: {error}"
+                ) from error
+        return self._compiled[name]
+
+    def _compile_foreign(self, source: str) -> "Template":
+        from jinja2 import TemplateError
+
+        try:
+            return self._environment.from_string(source)
+        except TemplateError as error:
+            names = ", ".join(sorted(self._sources)) or "none"
+            allowed = f"valid Jinja or a name of the model's templates ({names}): {error}"
+            raise InvalidArgument("chat_template", source, allowed) from error
+
+    @cached_property
+    def _environment(self) -> "SandboxedEnvironment":
+        return _make_environment()
+
+
+def _make_environment() -> "SandboxedEnvironment":
+    """The environment that transformers documents for chat templates.
+
+    Blocks are trimmed, `tojson` does not escape HTML, and there are `{% break %}`, `{% continue %}` and
+    `{% generation %}`.
+    """
+    from jinja2 import TemplateError, nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the model wrote, for training; here it only groups its body."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    class SafeNamespace(Namespace):
+        """A namespace without private attributes, which lead out of the sandbox."""
+
+        def __init__(*arguments: Any, **values: Any) -> None:
+            self, *rest = arguments
+            Namespace.__init__(self, *rest, **values)
+            for name in dict(*rest, **values):
+                _check_name(name)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _check_name(name)
+            super().__setitem__(name, value)
+
+    def _check_name(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace cannot hold the private name {name}")
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        dict=lambda *pairs, **values: dict(*pairs, **values),
+        namespace=SafeNamespace,
+    )
+    return environment
+
+
+def _conversation(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A copy of `messages` as templates expect it: no None values, reasoning under its usual names."""
+    if not messages:
+        raise InvalidArgument("messages", messages, "a list of at least one message")
+    chat: list[dict[str, Any]] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise InvalidArgument("messages", message, "mappings with a role and a content")
+        plain = {key: value for key, value in _plain("messages", message).items() if value is not None}
+        reasoning = next((plain[key] for key in _REASONING_KEYS if key in plain), None)
+        if reasoning is not None:
+            plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+        chat.append(plain)
+    return chat
+
+
+def _plain(parameter: str, value: Any) -> Any:
+    """A deep copy made of nothing but JSON's types, without any methods of subclasses.
+
+    Raises:
+        InvalidArgument: there is something else in it.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {_plain(parameter, key): _plain(parameter, inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(parameter, inner) for inner in value]
+    raise InvalidArgument(
+        parameter, value, "plain JSON values: text, numbers, booleans, None, lists, mappings"
+    )
+
+
+def _mark_end(chat: list[dict[str, Any]]) -> None:
+    """Put the mark behind the text of the last message, in place."""
+    content = chat[-1].get("content")
+    if isinstance(content, str):
+        chat[-1]["content"] = content + _CONTINUE_MARK
+        return
+    texts = [part for part in content if isinstance(part, dict) and "text" in part] if content else []
+    if not texts:
+        raise InvalidArgument("continue_final_message", True, "False where the last message has no text")
+    texts[-1]["text"] += _CONTINUE_MARK
+
+
+def _cut_at_mark(text: str) -> str:
+    """What stands before the mark; blanks at its end go where the template trims messages."""
+    before, mark, after = text.rpartition(_CONTINUE_MARK.strip())
+    if not mark:
+        raise InvalidArgument(
+            "continue_final_message",
+            True,
+            "False where the chat template leaves out the end of the last message",
+        )
+    return before if after.startswith(" ") else before.rstrip()

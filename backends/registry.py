@@ -1,0 +1,62 @@
+"""Which backend reads which model files. Backends are imported when one is first asked for."""
+
+from pathlib import Path
+
+from ..errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
+from .discovery import locate
+from .worker import Backend, ModelInfo
+
+BACKENDS = ("torch", "llamacpp")
+"""Names of the backends; "auto" chooses among them by the files."""
+
+
+def choose_backend(path: Path, backend: str = "auto") -> Backend:
+    """The backend called `backend`, or with "auto" the one that reads the files at `path`.
+
+    Raises:
+        InvalidArgument: there is no backend of that name.
+        ModelNotFound: "auto", and there is nothing at `path`.
+        ModelFormatError: "auto", and no backend reads such files.
+        NotSupported: this build lacks the backend.
+    """
+    if backend == "auto":
+        backend = _backend_of(path)
+    if backend == "torch":
+        from .torch.backend import TorchBackend
+
+        return TorchBackend()
+    if backend == "llamacpp":
+        raise NotSupported(
+            f"{path} needs the llamacpp backend for GGUF files, which this build does not have"
+        )
+    raise InvalidArgument("backend", backend, f"auto, {', '.join(BACKENDS)}")
+
+
+def inspect_model(
+    name: str, backend: str = "auto", revision: str | None = None, token: str | None = None
+) -> tuple[Backend, ModelInfo]:
+    """Find the model's files, downloading them if necessary, and read what they say; no weights.
+
+    Raises:
+        ModelNotFound: nothing has that name.
+        ModelFormatError: no backend reads the files.
+        NotSupported: this build lacks the backend that does.
+        InvalidArgument: there is no backend of that name.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise InvalidArgument("backend", backend, f"auto, {', '.join(BACKENDS)}")
+    path = locate(name, revision=revision, token=token)
+    chosen = choose_backend(path, backend)
+    return chosen, chosen.inspect(name, path)
+
+
+def _backend_of(path: Path) -> str:
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return "llamacpp"
+    if not path.exists():
+        raise ModelNotFound(f"there is nothing at {path}")
+    if (path / "config.json").is_file():
+        return "torch"
+    if path.is_dir() and any(path.glob("*.gguf")):
+        return "llamacpp"
+    raise ModelFormatError(f"{path} is no model: it has neither config.json nor .gguf files")

@@ -1,0 +1,239 @@
+"""Chooser: draws tokens from rows of logits, each row as if it were alone.
+
+Rows are worked on together, and in groups that depend on all of them, yet bit by bit as if each were alone:
+every step is elementwise, a selection by exact comparison, a running sum from left to right, or a sum over
+the outer axis of a tiling, which NumPy adds elementwise layer by layer. None of these depends on which rows
+stand beside it, nor on how many of a row's leading tokens were looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+MAX_VOCAB = 2**20
+"""Sort keys give a token id 20 bits."""
+
+_MAX_GROUP = 2**11
+"""Sort keys give a row 11 bits."""
+_GROUP_ELEMENTS = 2**20
+"""Leading tokens ranked at once."""
+_BLOCK_ELEMENTS = 2**17
+"""Logits worked on at once: half a megabyte, so that the steps on a block meet in the second-level cache."""
+_LAYERS = 32
+RUNGS = (64, 1024, 16384)
+"""Numbers of leading tokens to look at, one after the other until they decide; at last, all."""
+_LOWEST = np.finfo(np.float32).min
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """How n rows are drawn from, one entry per row."""
+
+    temperature: Floats
+    top_k: Ints
+    """Tokens kept at most; the vocabulary's size where top-k is off."""
+    top_p: Doubles
+    """Infinity where top-p is off."""
+    min_gap: Floats
+    """Natural logarithm of min_p; minus infinity where it is off."""
+
+    def take(self, rows: Ints) -> "Warp":
+        """The entries of `rows`."""
+        return Warp(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_gap[rows])
+
+
+class Chooser:
+    """Draws from rows of `vocab_size` logits; holds nothing but sizes.
+
+    Every method takes `logits` [m, vocab] and `rows`, the n ascending indices of those that are meant. Their
+    largest logits (`peaks` [n]) are finite; single logits may be minus infinity. Tokens are ordered by
+    falling logit, equal logits by rising token id.
+    """
+
+    def __init__(self, vocab_size: int, rungs: tuple[int, ...] = RUNGS) -> None:
+        self._vocab_size = vocab_size
+        self._rungs = (*(width for width in rungs if 4 * width <= vocab_size), vocab_size)
+        # The vocabulary is tiled into layers of `columns` tokens: column c holds c, c + columns, and so on.
+        self._columns = vocab_size // _LAYERS if vocab_size >= 64 * _LAYERS else vocab_size
+        self.block_rows = max(1, _BLOCK_ELEMENTS // vocab_size)
+        """Rows worked on at once."""
+
+    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, uniform: Doubles) -> Ints:
+        """Token ids [n] drawn from what temperature, top_k, top_p and min_p leave of each row.
+
+        The draw inverts the cumulative distribution at `uniform` [n], multiples of 2**-53 in [0, 1): times
+        such a number, a mass never rounds up to itself, so that a token always lies beyond the target.
+        Top-p keeps the shortest run of leading tokens whose probability, among the top_k, reaches p; min-p
+        keeps tokens of at least min_p times the likeliest one's probability. One token at least is kept.
+        """
+        chosen = np.empty(len(rows), np.int64)
+        whole = (warp.top_k >= self._vocab_size) & np.isinf(warp.top_p) & np.isinf(warp.min_gap)
+        picks = np.flatnonzero(whole)
+        if picks.size:
+            chosen[picks] = self._draw_whole(
+                logits, rows[picks], peaks[picks], warp.temperature[picks], uniform[picks]
+            )
+        picks = np.flatnonzero(~whole)
+        if picks.size:
+            chosen[picks] = self._draw_leading(
+                logits, rows[picks], peaks[picks], warp.take(picks), uniform[picks]
+            )
+        return chosen
+
+    def leading(self, logits: Floats, rows: Ints, width: int) -> tuple[Ints, Floats]:
+        """Ids and logits [n, width] of the leading tokens of each row, best first.
+
+        Where fewer than `width` tokens are finite, the rest is token 0 with minus infinity.
+        """
+        if len(rows) > _MAX_GROUP:
+            head_ids, head = self.leading(logits, rows[:_MAX_GROUP], width)
+            tail_ids, tail = self.leading(logits, rows[_MAX_GROUP:], width)
+            return np.concatenate([head_ids, tail_ids]), np.concatenate([head, tail])
+        keys = np.concatenate([*self._candidate_keys(logits, rows, width)])
+        keys.sort()
+        counts = np.bincount(keys >> 52, minlength=len(rows))
+        starts = np.cumsum(counts) - counts
+        ranks = np.arange(width)
+        exists = ranks < counts[:, None]
+        ids = np.where(exists, keys[np.where(exists, starts[:, None] + ranks, 0)] & (MAX_VOCAB - 1), 0)
+        return ids, np.where(exists, logits[rows[:, None], ids], np.float32(-np.inf))
+
+    def log_totals(self, logits: Floats, rows: Ints, peaks: Floats) -> Doubles:
+        """log(sum(exp(logits))) [n] of each row."""
+        return np.log(self._totals(logits, rows, peaks, np.ones(len(rows), np.float32))) + peaks
+
+    def _draw_whole(
+        self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats, uniform: Doubles
+    ) -> Ints:
+        """Draw from all tokens: first a column of the tiling, then a token in it."""
+        places = np.arange(len(rows))
+        sums = np.concatenate([*self._column_sums(logits, rows, peaks, temperature)])
+        targets = uniform * sums[:, -1]
+        columns = (sums <= targets[:, None]).sum(axis=1)
+        before = np.where(columns > 0, sums[places, columns - 1], 0)
+        fraction = (targets - before) / (sums[places, columns] - before)
+
+        ids = np.arange(0, self._vocab_size, self._columns) + columns[:, None]
+        exists = ids < self._vocab_size
+        gaps = (logits[rows[:, None], np.where(exists, ids, 0)] - peaks[:, None]) / temperature[:, None]
+        sums = np.cumsum(np.where(exists, np.exp(gaps), 0), axis=1, dtype=np.float64)
+        targets = fraction * sums[:, -1]
+        tokens: Ints = ids[places, (sums <= targets[:, None]).sum(axis=1)]
+        return tokens
+
+    def _draw_leading(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, uniform: Doubles) -> Ints:
+        """Draw from the leading tokens, looking at no more of them than is needed."""
+        chosen = np.empty(len(rows), np.int64)
+        has_k = warp.top_k < self._vocab_size
+        totals = np.zeros(len(rows))
+        nucleus = np.flatnonzero(~has_k & np.isfinite(warp.top_p))
+        if nucleus.size:
+            totals[nucleus] = self._totals(logits, rows[nucleus], peaks[nucleus], warp.temperature[nucleus])
+        rungs = np.where(has_k, np.searchsorted(self._rungs, warp.top_k), 0)
+        for rung, width in enumerate(self._rungs):
+            picks = np.flatnonzero(rungs == rung)
+            step = max(1, _GROUP_ELEMENTS // width)
+            for at in range(0, len(picks), step):
+                group = picks[at : at + step]
+                ids, values = self.leading(logits, rows[group], width)
+                gaps = (values - peaks[group, None]) / warp.temperature[group, None]
+                places, decided = _draw_ranked(gaps, warp.take(group), totals[group], uniform[group])
+                chosen[group] = ids[np.arange(len(group)), places]
+                rungs[group] = np.where(decided, len(self._rungs), rung + 1)
+        return chosen
+
+    def _totals(self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats) -> Doubles:
+        """Sums [n] of exp((logit - peak) / temperature) over the vocabulary."""
+        blocks = self._column_sums(logits, rows, peaks, temperature)
+        return np.concatenate([sums[:, -1] for sums in blocks])
+
+    def _column_sums(
+        self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats
+    ) -> Iterator[Doubles]:
+        """Running sums [block, columns] of exp((logit - peak) / temperature), taken column by column."""
+        whole = self._vocab_size // self._columns * self._columns
+        for block in self._blocks(len(rows)):
+            part = _rows(logits, rows[block])
+            weights = part - peaks[block, None]
+            if (temperature[block] != 1).any():
+                weights /= temperature[block, None]
+            np.exp(weights, out=weights)
+            masses = weights[:, :whole].reshape(len(part), -1, self._columns).sum(axis=1)
+            masses[:, : self._vocab_size - whole] += weights[:, whole:]
+            yield np.cumsum(masses, axis=1, dtype=np.float64)
+
+    def _candidate_keys(self, logits: Floats, rows: Ints, width: int) -> Iterator[Ints]:
+        """Sort keys of a set of tokens that contains the `width` leading finite ones of each row.
+
+        The vocabulary is tiled into columns, two or more for each token wanted. The width-th largest of the
+        columns' maxima is a bound that at least `width` tokens reach, and only columns whose maximum reaches
+        it are looked into. A key orders by row (11 bits), falling logit (32) and rising token id (20).
+        """
+        columns = min(max(2 * width, self._columns), self._vocab_size)
+        whole = self._vocab_size // columns * columns
+        for block in self._blocks(len(rows)):
+            part = _rows(logits, rows[block])
+            tiles = part[:, :whole].reshape(len(part), -1, columns)
+            maxima = tiles.max(axis=1)
+            bound = np.full(len(part), _LOWEST)
+            if width < columns:
+                partitioned = np.partition(maxima, columns - width, axis=1)
+                np.maximum(bound, partitioned[:, columns - width], out=bound)
+            tile_row, column = _where(maxima >= bound[:, None])
+            inside, layer = _where(tiles[tile_row, :, column] >= bound[tile_row, None])
+            rest_row, rest = _where(part[:, whole:] >= bound[:, None])
+            row = np.concatenate([tile_row[inside], rest_row])
+            ids = np.concatenate([layer * columns + column[inside], rest + whole])
+            # Adding zero turns -0.0 into 0.0, which equals it and must tie with it.
+            bits = (part[row, ids] + np.float32(0)).view(np.int32)
+            rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+            yield ((row + block.start) << 52) | ((0x7FFFFFFF - rising) << 20) | ids
+
+    def _blocks(self, n: int) -> Iterator[slice]:
+        return (slice(at, min(at + self.block_rows, n)) for at in range(0, n, self.block_rows))
+
+
+def best(logits: Floats) -> tuple[Ints, Floats]:
+    """Index of the first largest logit of each row, and that logit: [n] each. NaN exceeds any number."""
+    ids = logits.argmax(axis=1)
+    return ids, logits[np.arange(len(ids)), ids]
+
+
+def _draw_ranked(gaps: Floats, warp: Warp, totals: Doubles, uniform: Doubles) -> tuple[Ints, Bools]:
+    """Ranks [n] drawn from leading tokens, and for which rows these were enough.
+
+    `gaps` [n, width] are (logit - peak) / temperature, falling. `totals` [n] are whole rows' sums of
+    exp(gap), used where top-p counts without top-k; where top-k counts, `gaps` cover it.
+    """
+    n, width = gaps.shape
+    ranked = np.arange(width) < warp.top_k[:, None]
+    weights = np.where(ranked, np.exp(gaps), 0)
+    sums = np.cumsum(weights, axis=1, dtype=np.float64)
+    totals = np.where(totals > 0, totals, sums[:, -1])
+    kept = ranked & (gaps >= warp.min_gap[:, None])
+    # A token is kept where those before it do not reach p yet.
+    kept[:, 1:] &= sums[:, :-1] < (warp.top_p * totals)[:, None]
+    counts = kept.sum(axis=1)
+    targets = uniform * sums[np.arange(n), counts - 1]
+    decided = (counts < width) | (warp.top_k <= width) | np.isneginf(gaps[:, -1])
+    return (sums <= targets[:, None]).sum(axis=1), decided
+
+
+def _where(mask: Bools) -> tuple[Ints, Ints]:
+    """Row and column of every True of a matrix; several times as fast as `np.nonzero` of it."""
+    flat = np.flatnonzero(mask)
+    return (flat // mask.shape[1], flat % mask.shape[1]) if flat.size else (flat, flat)
+
+
+def _rows(logits: Floats, rows: Ints) -> Floats:
+    """`logits[rows]`, without a copy where the ascending rows lie side by side."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return logits[rows[0] : rows[-1] + 1]
+    return logits[rows]

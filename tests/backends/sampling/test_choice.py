@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from millstream.backends.sampling.choice import Chooser, Warp, best
+
+DRAWS = 4000
+GRID = (np.arange(DRAWS) + 0.5) / DRAWS
+quick = settings(max_examples=60, deadline=None)
+
+
+def random_rows(seed: int, n: int, vocab: int, *, coarse: bool = False) -> np.ndarray:
+    rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, vocab)) * 3).float()
+    return (rows.bfloat16().float() if coarse else rows).numpy()
+
+
+def warp_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> Warp:
+    return Warp(
+        np.full(n, temperature, np.float32),
+        np.full(n, min(top_k or vocab, vocab)),
+        np.full(n, top_p if top_p < 1 else np.inf),
+        np.full(n, np.log(min_p) if min_p else -np.inf, np.float32),
+    )
+
+
+def drawn(
+    row: np.ndarray, uniform: np.ndarray = GRID, chooser: Chooser | None = None, **params
+) -> np.ndarray:
+    """The tokens that each of the uniform numbers leads to from one row."""
+    logits = np.repeat(row[None], len(uniform), axis=0)
+    _, peaks = best(logits)
+    chooser = chooser or Chooser(len(row))
+    return chooser.choose(
+        logits, np.arange(len(uniform)), peaks, warp_of(len(uniform), len(row), **params), uniform
+    )
+
+
+def warped_probabilities(row: np.ndarray, temperature, top_k, top_p, min_p) -> np.ndarray:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
+    scores = warpers(torch.zeros(1, 1, dtype=torch.long), torch.from_numpy(row.copy())[None])
+    return scores.double().softmax(-1)[0].numpy()
+
+
+def far_from_every_edge(row, temperature, top_k, top_p, min_p) -> bool:
+    """Whether no token lies so near a bound that single precision decides about it."""
+    scores = np.sort(row.astype(np.float64))[::-1][: top_k or None] / temperature
+    shares = np.exp(scores - scores[0])
+    sums = np.cumsum(shares) / shares.sum()
+    return bool(np.abs(sums - top_p).min() > 1e-4 or top_p == 1) and bool(np.abs(shares - min_p).min() > 1e-4)
+
+
+@quick
+@given(
+    st.integers(0, 2**32),
+    st.integers(2, 40),
+    st.floats(0.1, 5.0),
+    st.integers(0, 50),
+    st.floats(0.0, 1.0),
+    st.one_of(st.just(0.0), st.floats(0.01, 1.0)),
+)
+def test_distribution_is_that_of_transformers(seed, vocab, temperature, top_k, top_p, min_p):
+    row = random_rows(seed, 1, vocab)[0]
+    assume(far_from_every_edge(row, temperature, top_k, top_p, min_p))
+    expected = warped_probabilities(row, temperature, top_k, top_p, min_p)
+    tokens = drawn(row, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    shares = np.bincount(tokens, minlength=vocab) / DRAWS
+    # The draws are evenly spaced, so a token's share is off by less than two of them.
+    np.testing.assert_allclose(shares, expected, atol=2 / DRAWS + 1e-5)
+    assert not shares[expected == 0].any()
+
+
+@pytest.mark.parametrize("vocab", [5, 3000])
+def test_probabilities_of_a_whole_row(vocab):
+    row = random_rows(3, 1, vocab)[0]
+    shares = np.bincount(drawn(row, temperature=0.7), minlength=vocab) / DRAWS
+    np.testing.assert_allclose(shares, warped_probabilities(row, 0.7, 0, 1.0, 0.0), atol=2 / DRAWS + 1e-5)
+
+
+@pytest.mark.parametrize("vocab", [2, 63, 300, 5000, 70001])
+@pytest.mark.parametrize("width", [1, 5, 64, 1000, 16384])
+def test_leading_tokens_stand_by_logit_then_id(vocab, width):
+    logits = random_rows(vocab, 4, vocab, coarse=True)
+    logits[1] = np.where(np.arange(vocab) % 3, -0.0, 0.0)
+    logits[2, 2:] = -np.inf
+    logits[3] = -np.abs(logits[3])
+    width = min(width, vocab)
+    ids, values = Chooser(vocab).leading(logits, np.arange(4), width)
+    for row, row_ids, row_values in zip(logits, ids, values, strict=True):
+        order = np.argsort(-row, kind="stable")[:width]
+        np.testing.assert_array_equal(row_values, row[order])
+        finite = np.isfinite(row_values)
+        np.testing.assert_array_equal(row_ids[finite], order[finite])
+
+
+def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart():
+    logits = random_rows(1, 5000, 40, coarse=True)
+    rows = np.arange(0, 5000, 2)
+    ids, values = Chooser(40).leading(logits, rows, 3)
+    expected = np.argsort(-logits[rows], axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(logits[rows], expected, 1))
+
+
+@pytest.mark.parametrize(
+    "params", [{"top_p": 0.5}, {"top_p": 0.95}, {"min_p": 0.02}, {"top_p": 0.9, "min_p": 1e-4}]
+)
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 4.0])
+def test_looking_at_a_few_leading_tokens_or_at_all_gives_the_same(params, temperature):
+    vocab = 6000
+    for row in random_rows(7, 3, vocab, coarse=True):
+        uniform = np.random.default_rng(1).random(50)
+        stepwise = drawn(row, uniform, temperature=temperature, **params)
+        at_once = drawn(row, uniform, Chooser(vocab, rungs=()), temperature=temperature, **params)
+        np.testing.assert_array_equal(stepwise, at_once)
+
+
+@pytest.mark.parametrize("vocab", [50, 5000])
+def test_top_p_zero_keeps_one_token(vocab):
+    row = random_rows(5, 1, vocab, coarse=True)[0]
+    assert set(drawn(row, temperature=3.0, top_p=0.0)) == {int(row.argmax())}
+
+
+def test_top_p_one_keeps_all():
+    row = np.zeros(400, np.float32)
+    assert set(drawn(row, top_p=1.0)) == set(range(400))
+    assert set(drawn(row, top_p=1.0, top_k=399)) == set(range(399))
+
+
+def test_top_p_at_an_exact_bound():
+    row = np.log(np.array([0.25, 0.5, 0.125, 0.125], np.float32))
+    assert set(drawn(row, top_p=0.5)) == {1}
+    assert set(drawn(row, top_p=np.nextafter(0.75, 1))) == {0, 1, 2}
+
+
+def test_top_p_counts_among_the_top_k():
+    row = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    assert set(drawn(row, top_p=0.5)) == {0, 1}
+    assert set(drawn(row, top_k=2, top_p=0.5)) == {0}
+
+
+def test_min_p_one_keeps_the_likeliest_only():
+    assert set(drawn(np.array([1, 3, 2, 3], np.float32), min_p=1.0)) == {1, 3}
+
+
+@pytest.mark.parametrize("top_k", [8, 9, 10**9])
+def test_top_k_of_the_vocabulary_or_more_is_no_top_k(top_k):
+    row = random_rows(2, 1, 8)[0]
+    np.testing.assert_array_equal(drawn(row, top_k=top_k), drawn(row))
+
+
+def test_ties_are_kept_by_rising_id():
+    row = np.array([0, 5, 5, 1, 5, 5], np.float32)
+    assert set(drawn(row, top_k=2)) == {1, 2}
+    assert set(drawn(row, top_k=4)) == {1, 2, 4, 5}
+    assert set(drawn(row, top_p=0.4)) == {1, 2}
+    wide = np.zeros(20000, np.float32)
+    assert set(drawn(wide, GRID[::40], top_k=70)) <= set(range(70))
+
+
+def test_tokens_at_minus_infinity_are_never_drawn():
+    row = np.full(3000, -np.inf, np.float32)
+    row[[7, 2999]] = [1.0, 2.0]
+    for params in ({}, {"top_k": 50}, {"top_p": 0.99}, {"min_p": 0.01}, {"top_k": 2900}):
+        assert set(drawn(row, GRID[::10], **params)) == {7, 2999}
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_the_ends_of_the_unit_interval(params):
+    row = np.array([0, 1, -200, 2, -np.inf], np.float32)
+    ends = np.array([0.0, 1 - 2.0**-53])
+    assert set(drawn(row, ends, **params)) <= {0, 1, 3}
+
+
+def test_far_apart_logits_and_extreme_temperatures():
+    row = np.array([-3e38, 3e38, 0, 3e38], np.float32)
+    with np.errstate(over="ignore"):
+        assert set(drawn(row)) == {1, 3}
+        assert set(drawn(row, temperature=1e-5, top_k=3)) == {1, 3}
+    assert len(set(drawn(np.arange(50, dtype=np.float32), temperature=100.0, top_p=0.999))) == 50
+
+
+def test_best_is_the_first_largest():
+    ids, peaks = best(np.array([[1, 3, 3], [np.nan, 9, 1], [-np.inf, -np.inf, -np.inf]], np.float32))
+    assert ids[0] == 1
+    assert peaks[0] == 3
+    assert np.isnan(peaks[1])
+    assert np.isneginf(peaks[2])
