@@ -102,6 +102,12 @@ async def test_fallback_families_give_the_tokens_of_generate(family, tmp_path):
     await check_engine(tmp_path, wanted, expected, num_blocks=14)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny models are slower on several threads than on one."""
+    torch.set_num_threads(1)
+
+
 @cache
 def pyhelp_reference():
     from transformers import AutoModelForCausalLM
