@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar, overload
 
@@ -17,13 +18,17 @@ Result = TypeVar("Result")
 
 
 class Engine:
-    """Same verbs and errors as AsyncEngine; they block the calling thread and no other."""
+    """Same verbs and errors as AsyncEngine; they block the calling thread and no other.
+
+    An engine that is dropped, or still open when the interpreter exits, closes itself.
+    """
 
     def __init__(self) -> None:
         self._engine = AsyncEngine()
         self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop.run_forever, name="millstream-engine", daemon=True)
+        thread.start()
+        self._finalizer = weakref.finalize(self, _close, self._engine, self._loop, thread)
 
     def __enter__(self) -> Self:
         return self
@@ -33,12 +38,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancel all requests, release every model and end the thread. A second call does nothing."""
-        if self._loop.is_closed():
-            return
-        self._run(self._engine.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._finalizer()
 
     # Models
 
@@ -128,6 +128,15 @@ class Engine:
 
     def _run(self, verb: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(verb, self._loop).result()
+
+
+def _close(engine: AsyncEngine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    closing = asyncio.run_coroutine_threadsafe(engine.close(), loop)
+    closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+    if threading.current_thread() is not thread:
+        closing.result()
+        thread.join()
+        loop.close()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

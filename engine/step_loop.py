@@ -117,7 +117,12 @@ class StepLoop:
             await self._sleep()
             return
         try:
-            result = await self._loop.run_in_executor(self._executor, self._execute, batch)
+            computing = self._loop.run_in_executor(self._executor, self._execute, batch)
+        except RuntimeError as error:
+            # Executors take nothing more once the interpreter is going down.
+            raise asyncio.CancelledError from error
+        try:
+            result = await computing
         except WorkerError as error:
             logger.error("a step of %d sequences failed: %s", len(batch.slices), error)
             self.scheduler.fail(batch, str(error), monotonic())

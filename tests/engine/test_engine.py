@@ -1,6 +1,9 @@
 """Engine: the same verbs from plain threads."""
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -93,3 +96,30 @@ def test_progress_tells_what_is_being_done():
             engine.start_model("fake")
     assert seen[0] == ("weights", 1.0)
     assert seen[-1] == ("warm-up", 1.0)
+
+
+def test_a_program_that_closes_nothing_exits_quietly():
+    code = """
+from millstream import Engine, ModelConfig, SamplingParams
+from millstream.backends.fake import FakeBackend
+engine = Engine()
+engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.001)))
+engine.start_model("fake")
+handle, queue = engine.start_request("fake", "x", SamplingParams(max_new_tokens=4000))
+queue.Get()
+print("done")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_dropped_engine_ends_its_thread():
+    engine = Engine()
+    engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.001)))
+    engine.start_model("fake")
+    _, queue = engine.start_request("fake", "x", params(4000))
+    del engine
+    gc.collect()
+    assert queue.wait_finished(10)
+    assert queue.finish_reason is FinishReason.CANCELLED

@@ -1,0 +1,1 @@
+"""The YAML file that describes a serialised model."""
