@@ -127,16 +127,29 @@ class Engine:
         return self._engine.get_as_engine_stat(name)
 
     def _run(self, verb: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(verb, self._loop).result()
+        running = asyncio.run_coroutine_threadsafe(verb, self._loop)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            running.cancel()
+            raise
 
 
 def _close(engine: AsyncEngine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    closing = asyncio.run_coroutine_threadsafe(engine.close(), loop)
+    closing = asyncio.run_coroutine_threadsafe(_close_all(engine), loop)
     closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
     if threading.current_thread() is not thread:
         closing.result()
         thread.join()
         loop.close()
+
+
+async def _close_all(engine: AsyncEngine) -> None:
+    await engine.close()
+    unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in unfinished:
+        task.cancel()
+    await asyncio.gather(*unfinished, return_exceptions=True)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -1,0 +1,1 @@
+"""Faces of the engine for people: the command line."""

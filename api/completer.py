@@ -1,0 +1,92 @@
+"""Completer: turns rows of prompts into rows of results, several at a time."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ..engine import FinishReason, ResultQueue
+from ..errors import MillstreamError, ModelStateError
+from ..scheduler import SamplingParams
+from .batch_file import InputRow, ResultRow, SampleRow, row_params
+from .running import PromptMaker, RunningModel, text_params
+
+
+class Completer:
+    """Turns input rows into result rows, with one running model."""
+
+    def __init__(self, model: RunningModel, maker: PromptMaker, sampling: Mapping[str, Any]) -> None:
+        self._model = model
+        self._maker = maker
+        self._sampling = sampling
+
+    async def complete(self, row: InputRow) -> ResultRow:
+        """The row's result; what is wrong with the row alone becomes its error.
+
+        Raises:
+            ModelStateError: the model does not run any more.
+        """
+        blank = ResultRow(
+            index=row.index, custom_id=row.custom_id, model=self._model.name, extra=row.extra, error=row.error
+        )
+        if row.error is not None:
+            return blank
+        try:
+            params = text_params(self._model.sampling_defaults, self._sampling, row_params(row))
+            queues = self._model.start(self._prompt(row), params)
+        except ModelStateError:
+            raise
+        except MillstreamError as error:
+            return msgspec.structs.replace(blank, error=str(error))
+        outputs = [await _collect(queue, params) for queue in queues]
+        first = queues[0]
+        prompt_logprobs: list[float | None] | msgspec.UnsetType = msgspec.UNSET
+        if params.prompt_logprobs is not None:
+            prompt_logprobs = [None if entry is None else entry.logprob for entry in first.prompt_logprobs]
+        return msgspec.structs.replace(
+            blank,
+            outputs=outputs,
+            prompt_tokens=first.prompt_length,
+            cached_tokens=first.prefix_cache_len,
+            prompt_logprobs=prompt_logprobs,
+            error=next((queue.error for queue in queues if queue.error is not None), None),
+        )
+
+    def _prompt(self, row: InputRow) -> Sequence[int]:
+        if row.messages is not None:
+            return self._maker.from_messages(row.messages)
+        return self._maker.from_text(row.prompt) if isinstance(row.prompt, str) else row.prompt
+
+
+async def complete_rows(
+    completer: Completer, rows: Iterable[InputRow], write: Callable[[ResultRow], None], limit: int
+) -> None:
+    """Complete all rows, at most `limit` of them at a time, and write each when it is ready."""
+    remaining = iter(rows)
+
+    async def one_after_the_other() -> None:
+        for row in remaining:
+            write(await completer.complete(row))
+
+    tasks = [asyncio.ensure_future(one_after_the_other()) for _ in range(limit)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        # Otherwise the others would write down that the engine's end cut them off.
+        for task in tasks:
+            task.cancel()
+
+
+async def _collect(queue: ResultQueue, params: SamplingParams) -> SampleRow:
+    await queue.await_finished()
+    elements = queue.GetNoWait()
+    reason = queue.finish_reason or FinishReason.ERROR
+    return SampleRow(
+        text=elements.text,
+        finish_reason=reason.value,
+        output_tokens=len(elements.ids_from_generate),
+        token_ids=elements.ids_from_generate,
+        logprobs=elements.token_logprobs_list if params.logprobs else msgspec.UNSET,
+        top_logprobs=elements.log_probs_list if params.top_logprobs else msgspec.UNSET,
+    )

@@ -1,0 +1,109 @@
+"""A running model for the length of a command, and prompts made of text for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from ..backends.worker import Tokenizer
+from ..engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
+from ..scheduler import SamplingParams
+from .cli_options import sampling_params
+from .terminal import loading_line
+
+Result = TypeVar("Result")
+
+DEFAULT_MAX_NEW_TOKENS = 512
+
+
+class RunningModel:
+    """One model of an engine of its own, ready for requests."""
+
+    def __init__(self, engine: AsyncEngine, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.tokenizer: Tokenizer = engine.tokenizer(name)
+
+    def start(self, prompt: Sequence[int], params: SamplingParams) -> tuple[ResultQueue, ...]:
+        """Queue one request; returns the queues of its samples.
+
+        Raises:
+            InvalidArgument, LimitExceeded: the request can never be served.
+        """
+        handle, _ = self.engine.start_request_ids(self.name, prompt, params)
+        return handle.queues
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What the model's author recommends."""
+        return self.engine.model_info(self.name).generation_defaults
+
+
+def text_params(
+    defaults: Mapping[str, Any], given: Mapping[str, Any], row: Mapping[str, Any] | None = None
+) -> SamplingParams:
+    """Sampling for texts: the model's defaults, then what the command was given, then what a row says.
+
+    Where none of them bounds the length, outputs end at DEFAULT_MAX_NEW_TOKENS.
+
+    Raises:
+        InvalidArgument: a field does not exist, or its value lies outside its range.
+    """
+    fields = {**defaults, **given, **(row or {})}
+    if fields.get("max_length") is None:
+        fields.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+    return sampling_params(fields)
+
+
+@asynccontextmanager
+async def running_model(config: ModelConfig) -> AsyncIterator[RunningModel]:
+    """Install and start a model; at the end, cancel what is left and release it.
+
+    Raises:
+        ModelError, InvalidArgument, NotSupported: it cannot be installed or started.
+    """
+    async with AsyncEngine() as engine:
+        name = config.installed_name
+        await engine.install_model(config)
+        with loading_line(name) as progress:
+            await engine.start_model(name, progress=progress)
+        yield RunningModel(engine, name)
+
+
+def run_async(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine on the fastest event loop there is; Ctrl-C cancels it and raises KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+class PromptMaker:
+    """Turns what a user types into token ids: through the chat template, or as plain text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, chat: bool | None, system: str | None) -> None:
+        """With `chat` None the model's chat template is used if it has one; `system` needs it."""
+        self._tokenizer = tokenizer
+        self._chat = tokenizer.chat_template is not None or system is not None if chat is None else chat
+        self._system = system
+
+    def from_text(self, text: str) -> list[int]:
+        """Token ids of one user message, or of plain text.
+
+        Raises:
+            NotSupported: the model has no chat template.
+            InvalidArgument: the text is no valid Unicode.
+        """
+        if not self._chat:
+            return self._tokenizer.encode(text)
+        return self.from_messages([{"role": "user", "content": text}])
+
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation, with the system message first if it has none of its own.
+
+        Raises:
+            NotSupported: the model has no chat template.
+            InvalidArgument: the template refuses the conversation.
+        """
+        if self._system is not None and not (messages and messages[0].get("role") == "system"):
+            messages = [{"role": "system", "content": self._system}, *messages]
+        text = self._tokenizer.apply_chat_template(messages)
+        return self._tokenizer.encode(text, add_special_tokens=False)

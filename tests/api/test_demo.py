@@ -1,0 +1,41 @@
+"""`run`, on the fake worker with the bundled model's tokenizer."""
+
+import pytest
+
+from millstream.api.demo import QUESTIONS, demonstrate
+from millstream.api.running import run_async
+from millstream.backends.bundled import PYHELP
+from millstream.backends.fake import FakeBackend
+from millstream.backends.tokenizer import HFTokenizer
+from millstream.engine import ModelConfig
+from millstream.errors import MillstreamError
+from millstream.scheduler import Batch
+
+
+def test_all_questions_are_answered_and_figures_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = FakeBackend(vocab_size=4096, tokenizer=HFTokenizer.from_folder(PYHELP))
+    config = ModelConfig(model="fake", backend=backend, max_length=400, num_blocks=400)
+    run_async(demonstrate(config, 9))
+    printed = capsys.readouterr().out
+    for number, question in enumerate([*QUESTIONS, QUESTIONS[0]], 1):
+        assert f"[{number}] {question.text}\n" in printed
+    assert "9 requests in" in printed
+    assert "KV cache: at most" in printed
+    assert "prefix cache: 0 of" not in printed
+
+
+def test_a_model_without_a_chat_template_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ModelConfig(model="fake", backend=FakeBackend(), max_length=2000, num_blocks=400)
+    run_async(demonstrate(config, 2))
+    assert "2 requests in" in capsys.readouterr().out
+
+
+def test_a_failing_worker_is_reported() -> None:
+    def fail(batch: Batch) -> None:
+        if batch.slices:
+            raise RuntimeError("out of ink")
+
+    backend = FakeBackend(on_batch=fail)
+    config = ModelConfig(model="fake", backend=backend, max_length=2000, num_blocks=400, warmup=False)
+    with pytest.raises(MillstreamError, match="out of ink"):
+        run_async(demonstrate(config, 2))

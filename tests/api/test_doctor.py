@@ -1,0 +1,66 @@
+"""What `doctor` says."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream.api.cli import main
+from millstream.api.doctor import describe_hardware, describe_plan
+from millstream.backends.hardware import Gpu, Hardware, MemoryLimit
+from millstream.engine import MemoryPlan
+
+GIB = 1 << 30
+
+
+def test_hardware_in_words() -> None:
+    hardware = Hardware(
+        physical_cores=6,
+        memory=MemoryLimit(8 * GIB, GIB, "cgroup v2 /x"),
+        cpu_features=frozenset({"avx2"}),
+        compiler=Path("/usr/bin/c++"),
+        gpus=(Gpu(index=0, name="Big GPU", memory_bytes=80 * GIB, driver="1.2"),),
+    )
+    text = "\n".join(describe_hardware(hardware))
+    for part in (
+        "6 physical",
+        "8.00 GiB (cgroup v2 /x)",
+        "1.00 GiB of it in use",
+        "avx2",
+        "Big GPU, 80.00 GiB",
+    ):
+        assert part in text
+
+
+def test_plan_in_words() -> None:
+    plan = MemoryPlan(
+        limit_bytes=10 * GIB,
+        used_bytes=GIB,
+        source="machine",
+        memory_fraction=0.5,
+        weights=2 * GIB,
+        activations=GIB,
+        kv_per_block=GIB // 100,
+        block_size=16,
+        num_blocks=100,
+        max_length=800,
+    )
+    text = "\n".join(describe_plan(plan, max_num_seqs=64))
+    for part in (
+        "4.00 GiB in all; 5.00 GiB may be used",
+        "2.00 GiB for the weights",
+        "1,600 tokens",
+        "2 of them",
+    ):
+        assert part in text
+
+
+def test_the_command_lists_packages_and_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for title in ("millstream", "torch", "cores", "memory", "kernels"):
+        assert f"\n{title} " in printed
+
+
+def test_an_unknown_model_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--model", "./no/such/folder"]) == 2
+    assert "./no/such/folder" in capsys.readouterr().err
