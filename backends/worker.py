@@ -25,6 +25,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Sequence ids run from 0 to max_num_seqs - 1."""
     max_num_batched_tokens: int
     """Most tokens one Batch may hold."""
+    warmup_tokens: int = 1
+    """Tokens of the chunk that leaves nothing to be set up for any other."""
     shares_prefixes: bool = True
     """Sequences may share blocks; False switches the prefix cache off."""
     shares_within_step: bool = True

@@ -1,4 +1,4 @@
-"""Warm-up: a longest chunk and a full batch, so that no later request is the first of its kind."""
+"""Warm-up: a chunk and a full batch, so that no later request is the first of its kind."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def warm_up(worker: Worker, progress: Progress) -> None:
 def _batches(spec: WorkerSpec) -> Iterator[Batch]:
     params = SamplingParams(temperature=0)
     room = spec.num_blocks * spec.block_size
-    longest = max(1, min(spec.max_num_batched_tokens, spec.max_length - 1, room))
+    longest = max(1, min(spec.warmup_tokens, spec.max_num_batched_tokens, spec.max_length - 1, room))
     blocks = tuple(range(-(-longest // spec.block_size)))
     tokens = tuple(index % spec.vocab_size for index in range(longest))
     start = SequenceStart(0, tokens, longest, params, seed=0)

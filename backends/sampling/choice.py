@@ -1,5 +1,11 @@
 """Chooser: draws tokens from rows of logits, each row as if it were alone.
 
+A draw is an exponential race (the Gumbel-max trick without its logarithm): token i of weight w = exp((logit -
+peak) / temperature) arrives at e / w, where e is standard exponential noise that belongs to (seed, position,
+token id); the first to arrive is drawn, with a probability in proportion to its weight. A rounding error in
+the logits changes a draw only where the two first arrivals are as near to each other, and a token that enters
+or leaves the kept set only where it is itself the first.
+
 Rows are worked on together, and in groups that depend on all of them, yet bit by bit as if each were alone:
 every step is elementwise, a selection by exact comparison, a running sum from left to right, or a sum over
 the outer axis of a tiling, which NumPy adds elementwise layer by layer. None of these depends on which rows
@@ -12,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .noise import Bits, Ints, TokenNoise, Words
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MAX_VOCAB = 2**20
@@ -29,6 +36,10 @@ _BLOCK_ELEMENTS = 2**17
 _LAYERS = 32
 RUNGS = (64, 1024, 16384)
 """Numbers of leading tokens to look at, one after the other until they decide; at last, all."""
+_LATEST_PEAK = 23.0
+"""More than 33 * log(2), the largest noise."""
+_SLACK = 1e-4
+"""More than what rounding to single precision can do to (logit - peak) / temperature above -10."""
 _LOWEST = np.finfo(np.float32).min
 
 
@@ -50,26 +61,27 @@ class Warp:
 
 
 class Chooser:
-    """Draws from rows of `vocab_size` logits; holds nothing but sizes.
+    """Draws from rows of `vocab_size` logits; holds sizes and the noise's table.
 
     Every method takes `logits` [m, vocab] and `rows`, the n ascending indices of those that are meant. Their
     largest logits (`peaks` [n]) are finite; single logits may be minus infinity. Tokens are ordered by
-    falling logit, equal logits by rising token id.
+    falling logit, equal logits by rising token id. Differences of logits may overflow to infinity, which is
+    meant so; it is for the caller to silence NumPy's warning.
     """
 
     def __init__(self, vocab_size: int, rungs: tuple[int, ...] = RUNGS) -> None:
         self._vocab_size = vocab_size
         self._rungs = (*(width for width in rungs if 4 * width <= vocab_size), vocab_size)
+        self._noise = TokenNoise(vocab_size)
         # The vocabulary is tiled into layers of `columns` tokens: column c holds c, c + columns, and so on.
         self._columns = vocab_size // _LAYERS if vocab_size >= 64 * _LAYERS else vocab_size
         self.block_rows = max(1, _BLOCK_ELEMENTS // vocab_size)
         """Rows worked on at once."""
 
-    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, uniform: Doubles) -> Ints:
+    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
         """Token ids [n] drawn from what temperature, top_k, top_p and min_p leave of each row.
 
-        The draw inverts the cumulative distribution at `uniform` [n], multiples of 2**-53 in [0, 1): times
-        such a number, a mass never rounds up to itself, so that a token always lies beyond the target.
+        `words` [n] are the rows' noise. Of tokens that arrive at the same time the smallest id is drawn.
         Top-p keeps the shortest run of leading tokens whose probability, among the top_k, reaches p; min-p
         keeps tokens of at least min_p times the likeliest one's probability. One token at least is kept.
         """
@@ -78,12 +90,12 @@ class Chooser:
         picks = np.flatnonzero(whole)
         if picks.size:
             chosen[picks] = self._draw_whole(
-                logits, rows[picks], peaks[picks], warp.temperature[picks], uniform[picks]
+                logits, rows[picks], peaks[picks], warp.temperature[picks], words[picks]
             )
         picks = np.flatnonzero(~whole)
         if picks.size:
             chosen[picks] = self._draw_leading(
-                logits, rows[picks], peaks[picks], warp.take(picks), uniform[picks]
+                logits, rows[picks], peaks[picks], warp.take(picks), words[picks]
             )
         return chosen
 
@@ -110,25 +122,42 @@ class Chooser:
         return np.log(self._totals(logits, rows, peaks, np.ones(len(rows), np.float32))) + peaks
 
     def _draw_whole(
-        self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats, uniform: Doubles
+        self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats, words: Words
     ) -> Ints:
-        """Draw from all tokens: first a column of the tiling, then a token in it."""
-        places = np.arange(len(rows))
-        sums = np.concatenate([*self._column_sums(logits, rows, peaks, temperature)])
-        targets = uniform * sums[:, -1]
-        columns = (sums <= targets[:, None]).sum(axis=1)
-        before = np.where(columns > 0, sums[places, columns - 1], 0)
-        fraction = (targets - before) / (sums[places, columns] - before)
+        """Draw from all tokens, looking closely at those alone that can be the first to arrive.
 
-        ids = np.arange(0, self._vocab_size, self._columns) + columns[:, None]
-        exists = ids < self._vocab_size
-        gaps = (logits[rows[:, None], np.where(exists, ids, 0)] - peaks[:, None]) / temperature[:, None]
-        sums = np.cumsum(np.where(exists, np.exp(gaps), 0), axis=1, dtype=np.float64)
-        targets = fraction * sums[:, -1]
-        tokens: Ints = ids[places, (sums <= targets[:, None]).sum(axis=1)]
-        return tokens
+        A sample of the tokens and the peak, which arrives at 23 at the latest, tell by when the first one
+        does. With e = -log(1 - v) >= v, a token whose v is not below `rare` must weigh more than `rare`
+        through that time to be as early. The sizes balance the sample, the tokens of rare noise and those
+        of such weight, where many tokens share the weight.
+        """
+        chosen = np.empty(len(rows), np.int64)
+        stride = max(1, round(self._vocab_size**0.5 / 8))
+        rare = min(0.5, 2 / self._vocab_size**0.5)
+        shape = (min(self.block_rows, len(rows)), self._vocab_size)
+        all_bits, scratch = np.empty(shape, np.uint32), np.empty(shape, np.uint32)
+        for block in self._blocks(len(rows)):
+            part, peak, heat = _rows(logits, rows[block]), peaks[block], temperature[block]
+            bits = all_bits[: len(part)]
+            self._noise.fill(bits, scratch[: len(part)], words[block])
 
-    def _draw_leading(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, uniform: Doubles) -> Ints:
+            sample = _gaps(part[:, ::stride], peak[:, None], heat[:, None])
+            limit = np.minimum(_arrivals(sample, bits[:, ::stride]).min(axis=1), _LATEST_PEAK)
+            floor = (peak + (np.log(rare / limit) - _SLACK) * heat).astype(np.float32)
+            able = part >= np.nextafter(floor, np.float32(-np.inf))[:, None]
+            able |= bits < np.uint32(rare * 2**32)
+
+            places = np.flatnonzero(able)
+            row = places // self._vocab_size
+            gaps = _gaps(part.ravel()[places], peak[row], heat[row])
+            arrivals = _arrivals(gaps, bits.ravel()[places])
+            starts = np.searchsorted(row, np.arange(len(part)))
+            ties = np.flatnonzero(arrivals == np.minimum.reduceat(arrivals, starts)[row])
+            firsts = places[ties[np.searchsorted(ties, starts)]]
+            chosen[block] = firsts % self._vocab_size
+        return chosen
+
+    def _draw_leading(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
         """Draw from the leading tokens, looking at no more of them than is needed."""
         chosen = np.empty(len(rows), np.int64)
         has_k = warp.top_k < self._vocab_size
@@ -143,21 +172,18 @@ class Chooser:
             for at in range(0, len(picks), step):
                 group = picks[at : at + step]
                 ids, values = self.leading(logits, rows[group], width)
-                gaps = (values - peaks[group, None]) / warp.temperature[group, None]
-                places, decided = _draw_ranked(gaps, warp.take(group), totals[group], uniform[group])
-                chosen[group] = ids[np.arange(len(group)), places]
+                gaps = _gaps(values, peaks[group, None], warp.temperature[group, None])
+                kept, decided = _kept(gaps, warp.take(group), totals[group])
+                arrivals = _arrivals(gaps, self._noise.bits_of(ids, words[group]))
+                arrivals[~kept] = np.inf
+                first = arrivals == arrivals.min(axis=1)[:, None]
+                chosen[group] = np.where(first, ids, self._vocab_size).min(axis=1)
                 rungs[group] = np.where(decided, len(self._rungs), rung + 1)
         return chosen
 
     def _totals(self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats) -> Doubles:
         """Sums [n] of exp((logit - peak) / temperature) over the vocabulary."""
-        blocks = self._column_sums(logits, rows, peaks, temperature)
-        return np.concatenate([sums[:, -1] for sums in blocks])
-
-    def _column_sums(
-        self, logits: Floats, rows: Ints, peaks: Floats, temperature: Floats
-    ) -> Iterator[Doubles]:
-        """Running sums [block, columns] of exp((logit - peak) / temperature), taken column by column."""
+        totals = np.empty(len(rows))
         whole = self._vocab_size // self._columns * self._columns
         for block in self._blocks(len(rows)):
             part = _rows(logits, rows[block])
@@ -167,7 +193,8 @@ class Chooser:
             np.exp(weights, out=weights)
             masses = weights[:, :whole].reshape(len(part), -1, self._columns).sum(axis=1)
             masses[:, : self._vocab_size - whole] += weights[:, whole:]
-            yield np.cumsum(masses, axis=1, dtype=np.float64)
+            totals[block] = np.cumsum(masses, axis=1, dtype=np.float64)[:, -1]
+        return totals
 
     def _candidate_keys(self, logits: Floats, rows: Ints, width: int) -> Iterator[Ints]:
         """Sort keys of a set of tokens that contains the `width` leading finite ones of each row.
@@ -206,13 +233,28 @@ def best(logits: Floats) -> tuple[Ints, Floats]:
     return ids, logits[np.arange(len(ids)), ids]
 
 
-def _draw_ranked(gaps: Floats, warp: Warp, totals: Doubles, uniform: Doubles) -> tuple[Ints, Bools]:
-    """Ranks [n] drawn from leading tokens, and for which rows these were enough.
+def _gaps(logits: Floats, peaks: Floats, temperature: Floats) -> Floats:
+    """log(w) of tokens."""
+    gaps: Floats = (logits - peaks) / temperature
+    return gaps
+
+
+def _arrivals(gaps: Floats, bits: Bits) -> Doubles:
+    """e / w of tokens: e = -log(1 - v), v = (bits + 0.5) / 2**32. Infinite where single precision lacks w."""
+    noise = (bits + 0.5) * -(2.0**-32)
+    noise += 1
+    np.log(noise, out=noise)
+    arrivals: Doubles = np.exp(-gaps) * -noise
+    return arrivals
+
+
+def _kept(gaps: Floats, warp: Warp, totals: Doubles) -> tuple[Bools, Bools]:
+    """Which leading tokens [n, width] are kept, and for which rows [n] these are all that are.
 
     `gaps` [n, width] are (logit - peak) / temperature, falling. `totals` [n] are whole rows' sums of
     exp(gap), used where top-p counts without top-k; where top-k counts, `gaps` cover it.
     """
-    n, width = gaps.shape
+    width = gaps.shape[1]
     ranked = np.arange(width) < warp.top_k[:, None]
     weights = np.where(ranked, np.exp(gaps), 0)
     sums = np.cumsum(weights, axis=1, dtype=np.float64)
@@ -220,10 +262,7 @@ def _draw_ranked(gaps: Floats, warp: Warp, totals: Doubles, uniform: Doubles) ->
     kept = ranked & (gaps >= warp.min_gap[:, None])
     # A token is kept where those before it do not reach p yet.
     kept[:, 1:] &= sums[:, :-1] < (warp.top_p * totals)[:, None]
-    counts = kept.sum(axis=1)
-    targets = uniform * sums[np.arange(n), counts - 1]
-    decided = (counts < width) | (warp.top_k <= width) | np.isneginf(gaps[:, -1])
-    return (sums <= targets[:, None]).sum(axis=1), decided
+    return kept, ~kept[:, -1] | (warp.top_k <= width) | np.isneginf(gaps[:, -1])
 
 
 def _where(mask: Bools) -> tuple[Ints, Ints]:

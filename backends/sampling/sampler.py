@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from ...scheduler.batch import SequenceStart, TokenLogprobs
-from .choice import MAX_VOCAB, Bools, Chooser, Floats, Ints, Warp, best
-from .noise import noise_key, uniforms
+from .choice import MAX_VOCAB, Bools, Chooser, Floats, Warp, best
+from .noise import Ints, noise_key, noise_words
 from .penalties import Penalties
 
 MIN_TEMPERATURE = 1e-5
@@ -35,7 +35,9 @@ class Sampler:
 
     A choice depends on the sequence's logits, parameters, seed, position and own tokens, never on the other
     rows of a call nor on how the sequence got there: started again with the tokens it had, it goes on the
-    same. Equal logits stand in the order of their token ids, in greedy choice, top-k, top-p and logprobs.
+    same. Noise belongs to (seed, position, token id), so that a rounding error in the logits changes a draw
+    about as rarely as it is small. Equal logits stand in the order of their token ids, in greedy choice,
+    top-k, top-p and logprobs.
 
     The work is done by NumPy on the host. From another device only the rows that need it are brought over.
     """
@@ -69,13 +71,14 @@ class Sampler:
     def start(self, start: SequenceStart) -> None:
         """Begin a sequence; tokens generated earlier restore the state they had led to.
 
+        An id that is live begins anew, as after a step that failed and whose sequences were kept.
+
         Raises:
-            InvalidArgument: the id is out of range or live, or a parameter names a token that the model's
-                vocabulary lacks.
+            InvalidArgument: the id is out of range, or a parameter names a token that the model's vocabulary
+                lacks. Nothing has changed then.
         """
         seq, params = start.seq, start.params
-        if not 0 <= seq < len(self._live) or self._live[seq]:
-            raise InvalidArgument("seq", seq, f"an id from 0 to {len(self._live) - 1} that is not live")
+        self._check_seq(seq)
         for name, tokens in params.token_ids_by_parameter():
             for token in tokens:
                 if token >= self._vocab_size:
@@ -93,13 +96,12 @@ class Sampler:
         self._set_penalties(seq, Penalties(start, self._vocab_size))
 
     def retire(self, seq: int) -> None:
-        """End a sequence and forget its state.
+        """End a sequence and forget its state; an id that is not live stays so.
 
         Raises:
-            InvalidArgument: the id is not live.
+            InvalidArgument: the id is out of range.
         """
-        if not 0 <= seq < len(self._live) or not self._live[seq]:
-            raise InvalidArgument("seq", seq, "the id of a live sequence")
+        self._check_seq(seq)
         self._live[seq] = False
         self._set_penalties(seq, None)
 
@@ -188,8 +190,8 @@ class Sampler:
         return _to_host(logits[torch.from_numpy(places).to(logits.device)]), rows, *best_on_device(logits)
 
     def _draw(self, values: Floats, rows: Ints, peaks: Floats, seqs: Ints) -> Ints:
-        noise = uniforms(self._keys[seqs], self._positions[seqs])
-        return self._chooser.choose(values, rows, peaks, self._warp.take(seqs), noise)
+        words = noise_words(self._keys[seqs], self._positions[seqs])
+        return self._chooser.choose(values, rows, peaks, self._warp.take(seqs), words)
 
     def _sample_penalised(self, values: Floats, seqs: Ints) -> tuple[Ints, Bools]:
         """Tokens [n] of `values` [n, vocab], which it changes, and for which rows there was a choice."""
@@ -234,6 +236,10 @@ class Sampler:
             pairs = zip(row_ids, row_logprobs, strict=True)
             best_first.append(tuple(pair for pair in pairs if pair[1] > -np.inf))
         return [TokenLogprobs(logprob, best) for logprob, best in zip(own, best_first, strict=True)]
+
+    def _check_seq(self, seq: int) -> None:
+        if not 0 <= seq < len(self._live):
+            raise InvalidArgument("seq", seq, f"an id from 0 to {len(self._live) - 1}")
 
     def _check_logits(self, logits: Tensor, num_rows: int) -> None:
         if logits.shape != (num_rows, self._vocab_size):

@@ -96,12 +96,12 @@ def test_seed_and_position_both_count():
     vocab = 1000
     row = coarse_logits(1, 1, vocab)
     sampler = Sampler(vocab, 2, "cpu")
-    sampler.start(start(0, seed=1))
-    sampler.start(start(1, seed=2))
+    sampler.start(start(0, seed=1, temperature=3.0))
+    sampler.start(start(1, seed=2, temperature=3.0))
     draws = [sampler.sample(row.repeat(2, 1), [0, 1]).token_ids for _ in range(30)]
     first, second = zip(*draws, strict=True)
     assert first != second
-    assert len(set(first)) > 10
+    assert len(set(first)) > 20
 
 
 def test_draws_follow_the_distribution():
@@ -291,17 +291,46 @@ def test_logits_from_a_device_give_the_same():
     assert away.sample(logits[greedy], greedy) == host.sample(logits[greedy], greedy)
 
 
+def test_starting_a_live_id_replaces_its_sequence():
+    row = coarse_logits(0, 1, 100)
+    sampler, fresh = Sampler(100, 1, "cpu"), Sampler(100, 1, "cpu")
+    sampler.start(start(0, seed=3, repetition_penalty=2.0, allowed_token_ids=(1, 2), logprobs=True))
+    sampler.sample(row, [0])
+    sampler.start(start(0, prompt=(4, 5), seed=4, temperature=2.0))
+    fresh.start(start(0, prompt=(4, 5), seed=4, temperature=2.0))
+    assert sampler.sample(row, [0]) == fresh.sample(row, [0])
+
+
+def test_a_start_that_is_refused_changes_nothing():
+    row = coarse_logits(0, 1, 100)
+    sampler, calm = Sampler(100, 1, "cpu"), Sampler(100, 1, "cpu")
+    for each in (sampler, calm):
+        each.start(start(0, seed=3, temperature=2.0))
+    with pytest.raises(InvalidArgument, match="bad_words_ids"):
+        sampler.start(start(0, seed=4, temperature=0.0, bad_words_ids=((100,),)))
+    assert sampler.sample(row, [0]) == calm.sample(row, [0])
+
+
+def test_retiring_an_id_that_is_not_live_does_nothing():
+    sampler = Sampler(10, 2, "cpu")
+    sampler.start(start(0))
+    sampler.retire(1)
+    sampler.retire(0)
+    sampler.retire(0)
+    with pytest.raises(InvalidArgument, match="seqs is"):
+        sampler.sample(torch.zeros(1, 10), [0])
+
+
 def test_misuse_is_refused():
     sampler = Sampler(10, 2, "cpu")
     sampler.start(start(0))
-    with pytest.raises(InvalidArgument, match="seq is 0"):
-        sampler.start(start(0))
     with pytest.raises(InvalidArgument, match="seq is 2"):
         sampler.start(start(2))
     with pytest.raises(InvalidArgument, match="bad_words_ids is 10; allowed: token ids from 0 to 9"):
         sampler.start(start(1, bad_words_ids=((3, 10),)))
-    with pytest.raises(InvalidArgument, match="seq is 1"):
-        sampler.retire(1)
+    for seq in (-1, 2):
+        with pytest.raises(InvalidArgument, match="allowed: an id from 0 to 1"):
+            sampler.retire(seq)
     for seqs in ([1], [0, 0], [-2], [5]):
         with pytest.raises(InvalidArgument, match="seqs is"):
             sampler.sample(torch.zeros(len(seqs), 10), seqs)
