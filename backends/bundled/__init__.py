@@ -1,0 +1,11 @@
+"""The models that ship inside the package, and the code that makes and measures them."""
+
+from pathlib import Path
+
+__all__ = ["BUNDLED_MODELS", "PYHELP"]
+
+PYHELP: Path = Path(__file__).resolve().parent / "pyhelp"
+"""Folder of the bundled question-answering model about the Python standard library."""
+
+BUNDLED_MODELS: dict[str, Path] = {"pyhelp": PYHELP}
+"""Bundled model name -> folder in the Hugging Face layout."""

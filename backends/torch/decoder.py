@@ -1,0 +1,130 @@
+"""NativeDecoder: one dense decoder for all families of the table, over packed ragged batches."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from .config import DecoderConfig, LayerConfig
+from .inputs import StepInputs
+from .kernels import Kernels, KVStep, PagedKV
+from .linear import Linear, make_linear
+from .rope import RotaryTable
+from .weights import DecoderWeights, LayerWeights, LinearWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    config: LayerConfig
+    qkv: Linear
+    output: Linear
+    gate_up: Linear
+    down: Linear
+    before_attention: Tensor | None
+    after_attention: Tensor | None
+    before_mlp: Tensor | None
+    after_mlp: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+
+def _make_layer(config: LayerConfig, weights: LayerWeights) -> _Layer:
+    return _Layer(
+        config,
+        qkv=make_linear(weights.qkv),
+        output=make_linear(weights.output),
+        gate_up=make_linear(weights.gate_up),
+        down=make_linear(weights.down),
+        before_attention=weights.before_attention,
+        after_attention=weights.after_attention,
+        before_mlp=weights.before_mlp,
+        after_mlp=weights.after_mlp,
+        query_norm=weights.query_norm,
+        key_norm=weights.key_norm,
+    )
+
+
+class NativeDecoder:
+    """A PagedModel made of plain tensors and a kernel library."""
+
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, kernels: Kernels, kv: PagedKV) -> None:
+        """Take the layers out of `weights`, one by one, so that never two copies of the model exist."""
+        self._config = config
+        self._kernels = kernels
+        self._kv = kv
+        self._embedding = weights.embedding
+        # The references multiply by a scalar of the model's own type.
+        self._embedding_scale = float(torch.tensor(config.embedding_scale).to(weights.embedding.dtype))
+        self._ropes = [RotaryTable(rope, weights.embedding.device) for rope in config.ropes]
+        self._layers = [_make_layer(layer, weights.layers.pop(0)) for layer in config.layers]
+        self._final_norm = weights.final_norm
+        self._head = make_linear(LinearWeights(weights.head, None))
+
+    @torch.inference_mode()
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """See `PagedModel`."""
+        x = F.embedding(inputs.token_ids, self._embedding)
+        if self._embedding_scale != 1.0:
+            x *= self._embedding_scale
+        step = self._kv.step(inputs)
+        rotary = [rope.at(inputs.positions) for rope in self._ropes]
+        last = len(self._layers) - 1
+        h = self._norm(x, self._layers[0].before_attention)
+        for i, layer in enumerate(self._layers):
+            turn = None if layer.config.rope is None else rotary[layer.config.rope]
+            delta = self._branch(self._attention(h, i, layer, step, turn), layer.after_attention)
+            if i == last:
+                if not inputs.logit_rows.numel():
+                    return torch.empty(0, self._config.vocab_size, device=x.device)
+                x, delta = x[inputs.logit_rows], delta[inputs.logit_rows]
+            h = self._join(x, delta, layer.before_mlp)
+            delta = self._branch(self._mlp(h, layer), layer.after_mlp)
+            h = self._join(x, delta, self._final_norm if i == last else self._layers[i + 1].before_attention)
+        return self._logits(h)
+
+    def _norm(self, x: Tensor, norm: Tensor | None) -> Tensor:
+        return x if norm is None else self._kernels.rms_norm(x, norm, self._config.norm_eps)
+
+    def _branch(self, delta: Tensor, norm: Tensor | None) -> Tensor:
+        """What a branch adds to the residual stream."""
+        delta = self._norm(delta, norm)
+        return delta if self._config.residual_scale == 1.0 else delta * self._config.residual_scale
+
+    def _join(self, x: Tensor, delta: Tensor, norm: Tensor | None) -> Tensor:
+        """Add to the residual stream `x` in place, and give the next branch's input."""
+        if norm is None:
+            return x.add_(delta)
+        return self._kernels.add_rms_norm(x, delta, norm, self._config.norm_eps)
+
+    def _attention(
+        self, h: Tensor, i: int, layer: _Layer, step: KVStep, turn: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        config = self._config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = layer.qkv(h).view(-1, heads + 2 * kv_heads, config.head_dim)
+        query, key = qkv[:, :heads], qkv[:, heads : heads + kv_heads]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            self._normalise(query, layer.query_norm)
+            self._normalise(key, layer.key_norm)
+        if turn is None:
+            step.write(i, key, qkv[:, heads + kv_heads :])
+        else:
+            step.rotate_write(i, qkv, *turn)
+        return layer.output(step.attend(i, query, layer.config.attention).flatten(1))
+
+    def _normalise(self, part: Tensor, norm: Tensor) -> None:
+        """Normalise queries or keys in place, per head or over all heads, as the norm's width says."""
+        whole = part if norm.shape[0] == part.shape[-1] else part.flatten(1)
+        part.copy_(self._kernels.rms_norm(whole, norm, self._config.norm_eps).view(part.shape))
+
+    def _mlp(self, h: Tensor, layer: _Layer) -> Tensor:
+        return layer.down(self._kernels.gated_activation(layer.gate_up(h), self._config.activation))
+
+    def _logits(self, h: Tensor) -> Tensor:
+        logits = self._head(h).float()
+        if self._config.logit_scale != 1.0:
+            logits *= self._config.logit_scale
+        if self._config.logit_softcap is not None:
+            logits = logits.div_(self._config.logit_softcap).tanh_().mul_(self._config.logit_softcap)
+        return logits

@@ -1,0 +1,104 @@
+"""The kernel interface of the torch worker: paged keys and values, attention over them, norms, activations.
+
+The physical layout of keys and values belongs to whoever implements `Kernels`; nobody else looks at it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .inputs import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """Keys and values of one layer, per token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How one layer attends: causal always, the rest as said here."""
+
+    scale: float
+    """Factor of the query-key products."""
+    window: int | None = None
+    """A token at position p sees positions p - window + 1 to p; None: all up to p."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap); None leaves them alone."""
+
+
+class Activation(Enum):
+    """Activation of a gated feed-forward layer."""
+
+    SILU = "silu"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+
+
+class KVStep(Protocol):
+    """The cache as seen by one step. Every layer writes first, then attends, so slices may share blocks."""
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store the step's keys [T, kv heads, key dim] and values [T, kv heads, value dim] of a layer."""
+
+    def rotate_write(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Apply rotary embedding to queries and keys in place, then store keys and values.
+
+        `qkv` is [T, heads + 2 kv heads, dim]: queries, keys, values. `cos` and `sin` are [T, r] float32,
+        r <= dim and even, the first half of `sin` negated. With h = r / 2, element i < r becomes
+        x[i] * cos[i] + x[i + h or i - h] * sin[i]; elements from r on are left as they are.
+        """
+
+    def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attention of `query` [T, heads, key dim] over its slices' contexts: [T, heads, value dim].
+
+        Query head h reads key head h // (heads / kv heads).
+        """
+
+
+class PagedKV(Protocol):
+    """Keys and values of all layers in blocks; position p is in block `block_table[p // block_size]`."""
+
+    def step(self, inputs: StepInputs) -> KVStep:
+        """Prepare what all layers of a step share. One step at a time.
+
+        A new owner of a block must not see what the former one left there, be it no number at all: where a
+        slice begins a block, whatever stands behind the slice's last token may be forgotten.
+        """
+
+
+class Kernels(Protocol):
+    """Everything in a decoder layer that is not a matrix product."""
+
+    def kv_bytes_per_block(self, shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one block takes over all layers."""
+
+    def allocate_kv(
+        self,
+        shapes: Sequence[KVShape],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PagedKV:
+        """A cache of `num_blocks` blocks of `block_size` tokens, `shapes[i]` describing layer i."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x ** 2) + eps) * weight over the last dimension, in float32, given back in x's dtype.
+
+        `weight` is float32.
+        """
+
+    def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add `x` to `residual` in place and give `rms_norm(residual, weight, eps)`."""
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[T, 2 n] -> [T, n]: activation of the first half times the second half."""

@@ -1,0 +1,114 @@
+"""TorchWorker: executes batches with a PagedModel and the sampler."""
+
+import torch
+from torch import Tensor
+
+from ...errors import WorkerError
+from ...scheduler.batch import Batch, StepResult, TokenLogprobs, Wants
+from ..sampling import Sampler
+from ..worker import WorkerSpec
+from .batching import StepBuilder
+from .model import PagedModel
+from .prompt_scores import MAX_ROWS, PromptPart, PromptScores
+
+
+class TorchWorker:
+    """A Worker over any PagedModel."""
+
+    def __init__(self, spec: WorkerSpec, model: PagedModel, sampler: Sampler) -> None:
+        self._spec = spec
+        self._model: PagedModel | None = model
+        self._sampler = sampler
+        self._builder = StepBuilder(
+            spec.max_num_seqs, spec.max_length, spec.block_size, torch.device(spec.device)
+        )
+        self._prompts = PromptScores(sampler.token_logprobs)
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """See `Worker`."""
+        return self._spec
+
+    def execute(self, batch: Batch) -> StepResult:
+        """See `Worker`."""
+        if self._model is None:
+            raise WorkerError("the worker is closed")
+        try:
+            return self._execute(batch, self._model)
+        except Exception as error:
+            raise WorkerError(f"{type(error).__name__} while executing a batch: {error}") from error
+
+    def close(self) -> None:
+        """See `Worker`."""
+        self._model = None
+        if torch.device(self._spec.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _execute(self, batch: Batch, model: PagedModel) -> StepResult:
+        for seq in batch.retired:
+            self._sampler.retire(seq)
+            self._builder.forget(seq)
+            self._prompts.retire(seq)
+        for start in batch.started:
+            self._sampler.start(start)
+            self._builder.forget(start.seq)
+            self._prompts.start(start)
+        if not batch.slices:
+            return StepResult(token_ids=[])
+        parts = self._prompts.parts(batch.slices)
+        answering, answer_rows = _answering(batch)
+        prompt_rows = _prompt_rows(parts)
+        rows = sorted({*answer_rows, *prompt_rows}) if prompt_rows else answer_rows
+        logits = model.forward(self._builder.build(batch.slices, rows))
+        prompts = self._score_prompts(model, parts, prompt_rows, rows, logits) if parts else {}
+        if prompt_rows:
+            logits = logits[[rows.index(row) for row in answer_rows]]
+        sample = self._sampler.sample(logits, [batch.slices[i].seq for i in answering])
+        token_ids: list[int | None] = [None] * len(batch.slices)
+        for i, token in zip(answering, sample.token_ids, strict=True):
+            token_ids[i] = token
+        return StepResult(token_ids, sample.logprobs, prompts, sample.errors)
+
+    def _score_prompts(
+        self,
+        model: PagedModel,
+        parts: list[PromptPart],
+        prompt_rows: list[int],
+        rows: list[int],
+        logits: Tensor,
+    ) -> dict[int, tuple[TokenLogprobs | None, ...]]:
+        """Score the rows of this pass, then those that did not fit, a piece at a time.
+
+        The pieces run after the whole step has written its keys and values, so what they read is there.
+        """
+        place = {row: k for k, row in enumerate(rows)}
+        wanted = set(prompt_rows)
+        for part in parts:
+            own = [row for row in _rows_of(part) if row in wanted]
+            if own:
+                self._prompts.add(part, logits[[place[row] for row in own]])
+        for part in parts:
+            for piece, count in list(part.remaining()):
+                self._prompts.add(part, model.forward(self._builder.build([piece], range(count))))
+        return {part.piece.seq: self._prompts.finish(part) for part in parts}
+
+
+def _answering(batch: Batch) -> tuple[list[int], list[int]]:
+    """Slices that want a token, and the rows of their last tokens."""
+    slices, rows = [], []
+    end = 0
+    for i, piece in enumerate(batch.slices):
+        end += len(piece.tokens)
+        if piece.wants is Wants.TOKEN:
+            slices.append(i)
+            rows.append(end - 1)
+    return slices, rows
+
+
+def _rows_of(part: PromptPart) -> range:
+    return range(part.first_row, part.first_row + len(part.predicted))
+
+
+def _prompt_rows(parts: list[PromptPart]) -> list[int]:
+    """As many of the parts' rows, from the first on, as one pass may give logits of."""
+    return [row for part in parts for row in _rows_of(part)][:MAX_ROWS]

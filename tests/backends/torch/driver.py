@@ -1,0 +1,108 @@
+"""Drives a worker directly with Batches, as unevenly as a scheduler ever would."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from millstream.backends.sampling import Sampler
+from millstream.backends.torch.config import decoder_config, read_config
+from millstream.backends.torch.decoder import NativeDecoder
+from millstream.backends.torch.torch_kernels import TorchKernels
+from millstream.backends.torch.weights import load_weights
+from millstream.backends.torch.worker import TorchWorker
+from millstream.backends.worker import Worker, WorkerSpec
+from millstream.scheduler.batch import Batch, SequenceStart, Slice, StepResult, Wants
+from millstream.scheduler.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def native_worker(
+    folder: Path,
+    *,
+    max_length: int = 256,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+) -> TorchWorker:
+    """A worker with the native decoder on the CPU."""
+    config = decoder_config(read_config(folder), max_length)
+    device = torch.device("cpu")
+    weights = load_weights(folder, config, dtype, device, lambda share: None)
+    kernels = TorchKernels()
+    kv = kernels.allocate_kv(config.kv_shapes, num_blocks, block_size, dtype, device)
+    spec = WorkerSpec(
+        vocab_size=config.vocab_size,
+        max_length=max_length,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=8,
+        max_num_batched_tokens=512,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    return TorchWorker(
+        spec, NativeDecoder(config, weights, kernels, kv), Sampler(config.vocab_size, 8, "cpu")
+    )
+
+
+class Driver:
+    """Runs requests with blocks in random order, chunks of random length and random mixtures of slices."""
+
+    def __init__(self, worker: Worker, seed: int = 0, max_chunk: int = 9, min_chunk: int = 1) -> None:
+        self.worker = worker
+        self.results: list[StepResult] = []
+        self._random = random.Random(seed)
+        self._chunks = (min_chunk, max_chunk)
+        self._free = list(range(worker.spec.num_blocks))
+        self._random.shuffle(self._free)
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        *,
+        params: SamplingParams = GREEDY,
+        shared_blocks: int = 0,
+    ) -> list[list[int]]:
+        """`count` new tokens for each prompt; all sequences share their first `shared_blocks` blocks.
+
+        Only the first sequence computes what is shared; the others read it in the same step.
+        """
+        size = self.worker.spec.block_size
+        ids = [list(prompt) for prompt in prompts]
+        common = [self._free.pop() for _ in range(shared_blocks)]
+        tables = [
+            common + [self._free.pop() for _ in range(-(-(len(p) + count) // size) - shared_blocks)]
+            for p in prompts
+        ]
+        computed = [0 if i == 0 else shared_blocks * size for i in range(len(prompts))]
+        started: tuple[SequenceStart, ...] = tuple(
+            SequenceStart(i, tuple(p), len(p), params, seed=i) for i, p in enumerate(prompts)
+        )
+        first = shared_blocks * size
+        while any(len(ids[i]) < len(p) + count for i, p in enumerate(prompts)):
+            slices = []
+            for i, prompt in enumerate(prompts):
+                left = len(ids[i]) - computed[i]
+                if len(ids[i]) == len(prompt) + count or (not started and self._random.random() < 0.25):
+                    continue
+                take = min(left, max(self._random.randint(*self._chunks), first if started else 0))
+                tokens = tuple(ids[i][computed[i] : computed[i] + take])
+                wants = Wants.TOKEN if take == left else Wants.NOTHING
+                blocks = tables[i][: -(-(computed[i] + take) // size)]
+                slices.append(Slice(i, tokens, computed[i], tuple(blocks), wants))
+            result = self.worker.execute(Batch(tuple(slices), started))
+            self.results.append(result)
+            started = ()
+            for piece, token in zip(slices, result.token_ids, strict=True):
+                computed[piece.seq] += len(piece.tokens)
+                if token is not None:
+                    ids[piece.seq].append(token)
+        self.worker.execute(Batch((), (), tuple(range(len(prompts)))))
+        for table in tables:
+            self._free += table[shared_blocks:]
+        self._free += common
+        self._random.shuffle(self._free)
+        return [ids[i][len(p) :] for i, p in enumerate(prompts)]

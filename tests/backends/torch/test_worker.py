@@ -1,0 +1,212 @@
+"""TorchWorker: what it makes of a Batch, and what of a model that fails."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from millstream.backends.sampling import Sampler
+from millstream.backends.torch.inputs import StepInputs
+from millstream.backends.torch.prompt_scores import MAX_ROWS
+from millstream.backends.torch.worker import TorchWorker
+from millstream.backends.worker import WorkerSpec
+from millstream.errors import WorkerError
+from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants
+from millstream.scheduler.sampling_params import SamplingParams
+
+from .checkpoints import greedy, save_checkpoint
+from .driver import GREEDY, Driver, native_worker
+
+VOCAB = 16
+
+
+class RecordingModel:
+    """Predicts the token after the one it reads; `spoiled` positions give logits that are no numbers."""
+
+    def __init__(self) -> None:
+        self.inputs: list[StepInputs] = []
+        self.spoiled: set[int] = set()
+        self.fails = False
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        if self.fails:
+            raise RuntimeError("out of luck")
+        self.inputs.append(inputs)
+        read = inputs.token_ids[inputs.logit_rows]
+        logits = torch.nn.functional.one_hot((read + 1) % VOCAB, VOCAB).float() * 9
+        for k, row in enumerate(inputs.logit_rows.tolist()):
+            if int(inputs.positions[row]) in self.spoiled:
+                logits[k, 3] = torch.nan
+        return logits
+
+
+@pytest.fixture
+def model() -> RecordingModel:
+    return RecordingModel()
+
+
+@pytest.fixture
+def worker(model: RecordingModel) -> TorchWorker:
+    spec = WorkerSpec(
+        vocab_size=VOCAB,
+        max_length=1024,
+        block_size=4,
+        num_blocks=300,
+        max_num_seqs=6,
+        max_num_batched_tokens=999,
+    )
+    return TorchWorker(spec, model, Sampler(VOCAB, 6, "cpu"))
+
+
+def begin(
+    seq: int, *tokens: int, params: SamplingParams = GREEDY, prompt: int | None = None
+) -> SequenceStart:
+    return SequenceStart(seq, tokens, len(tokens) if prompt is None else prompt, params, seed=0)
+
+
+def test_a_mixed_batch_becomes_packed_rows(worker: TorchWorker, model: RecordingModel) -> None:
+    starts = (begin(4, 1, 2, 3, 4, 5, 6), begin(0, 7), begin(2, 8, 9, 10))
+    slices = (
+        Slice(4, (1, 2, 3, 4, 5), 0, (9, 3), Wants.NOTHING),
+        Slice(0, (7,), 0, (5,), Wants.TOKEN),
+        Slice(2, (8, 9, 10), 0, (7,), Wants.TOKEN),
+    )
+    assert worker.execute(Batch(slices, starts)).token_ids == [None, 8, 11]
+    (inputs,) = model.inputs
+    assert inputs.token_ids.tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert inputs.positions.tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 2]
+    assert inputs.slot_mapping.tolist() == [36, 37, 38, 39, 12, 20, 28, 29, 30]
+    assert inputs.query_starts == (0, 5, 6, 9)
+    assert inputs.context_lengths == (5, 1, 3)
+    assert inputs.block_tables.tolist() == [[9, 3], [5, 0], [7, 0]]
+    assert inputs.logit_rows.tolist() == [5, 8]
+    assert inputs.sequence_ids == (4, 0, 2)
+    pair = (Slice(2, (11,), 3, (7,), Wants.TOKEN), Slice(4, (6,), 5, (9, 3), Wants.TOKEN))
+    assert worker.execute(Batch(pair)).token_ids == [12, 7]
+    inputs = model.inputs[1]
+    assert inputs.slot_mapping.tolist() == [31, 13]
+    assert inputs.block_tables.tolist() == [[7, 0], [9, 3]]
+    worker.execute(Batch((Slice(2, (12,), 4, (7, 1), Wants.TOKEN),)))
+    assert model.inputs[2].slot_mapping.tolist() == [4]
+    assert model.inputs[2].block_tables.tolist() == [[7, 1]]
+
+
+def test_an_id_may_end_and_begin_in_one_batch(worker: TorchWorker, model: RecordingModel) -> None:
+    worker.execute(Batch((Slice(1, (1, 2, 3, 4, 5), 0, (9, 3), Wants.TOKEN),), (begin(1, 1, 2, 3, 4, 5),)))
+    worker.execute(Batch((Slice(1, (6,), 0, (2,), Wants.TOKEN),), (begin(1, 6),), (1,)))
+    worker.execute(Batch((Slice(1, (7, 8, 9, 10), 1, (2, 5), Wants.TOKEN),)))
+    assert model.inputs[1].slot_mapping.tolist() == [8]
+    assert model.inputs[2].slot_mapping.tolist() == [9, 10, 11, 20]
+
+
+def test_a_batch_may_hold_no_slices(worker: TorchWorker, model: RecordingModel) -> None:
+    assert worker.execute(Batch((), (begin(1, 5),), ())).token_ids == []
+    assert worker.execute(Batch((), (), (1,))).token_ids == []
+    assert model.inputs == []
+
+
+def test_nothing_wanted_of_the_whole_batch(worker: TorchWorker, model: RecordingModel) -> None:
+    piece = Slice(1, (5, 6), 0, (0,), Wants.NOTHING)
+    assert worker.execute(Batch((piece,), (begin(1, 5, 6, 7),))).token_ids == [None]
+    assert model.inputs[0].logit_rows.tolist() == []
+
+
+def test_logits_that_are_no_numbers_fail_their_sequence_only(
+    worker: TorchWorker, model: RecordingModel
+) -> None:
+    model.spoiled = {2}
+    slices = (
+        Slice(0, (1, 2), 0, (0,), Wants.TOKEN),
+        Slice(1, (3, 4, 5), 0, (1,), Wants.TOKEN),
+        Slice(2, (6,), 0, (2,), Wants.TOKEN),
+    )
+    result = worker.execute(Batch(slices, (begin(0, 1, 2), begin(1, 3, 4, 5), begin(2, 6))))
+    assert result.token_ids == [3, None, 7]
+    assert list(result.errors) == [1]
+
+
+def test_what_fails_in_a_step_is_a_worker_error(worker: TorchWorker, model: RecordingModel) -> None:
+    model.fails = True
+    piece = Slice(1, (5,), 0, (0,), Wants.TOKEN)
+    with pytest.raises(WorkerError, match="RuntimeError while executing a batch: out of luck"):
+        worker.execute(Batch((piece,), (begin(1, 5),)))
+
+
+def test_a_sequence_begins_anew_after_a_step_that_failed(worker: TorchWorker, model: RecordingModel) -> None:
+    model.fails = True
+    batch = Batch((Slice(1, (5, 6), 0, (7,), Wants.TOKEN),), (begin(1, 5, 6, params=scored(0)),))
+    with pytest.raises(WorkerError):
+        worker.execute(batch)
+    model.fails = False
+    again = Batch((Slice(1, (5, 6), 0, (3,), Wants.TOKEN),), (begin(1, 5, 6),))
+    result = worker.execute(again)
+    assert result.token_ids == [7]
+    assert result.prompt_logprobs == {}
+    assert model.inputs[0].slot_mapping.tolist() == [12, 13]
+
+
+def test_a_closed_worker_executes_nothing(worker: TorchWorker) -> None:
+    worker.close()
+    worker.close()
+    with pytest.raises(WorkerError, match="closed"):
+        worker.execute(Batch(()))
+
+
+def scored(top: int) -> SamplingParams:
+    return SamplingParams(temperature=0, prompt_logprobs=top)
+
+
+def test_prompt_logprobs_of_chunks(worker: TorchWorker) -> None:
+    tokens = (1, 2, 5, 6, 7, 9)
+    start = begin(3, *tokens, 10, 11, params=scored(1), prompt=6)
+    other = begin(0, 4)
+    found = []
+    slices = [
+        (Slice(3, (1, 2), 0, (0, 1), Wants.NOTHING), Slice(0, (4,), 0, (5,), Wants.TOKEN)),
+        (Slice(0, (5,), 1, (5,), Wants.TOKEN), Slice(3, (5,), 2, (0, 1), Wants.NOTHING)),
+        (Slice(3, (6, 7, 9, 10, 11), 3, (0, 1), Wants.TOKEN), Slice(0, (6,), 2, (5,), Wants.TOKEN)),
+        (Slice(3, (12,), 8, (0, 1, 2), Wants.TOKEN),),
+    ]
+    for i, pieces in enumerate(slices):
+        result = worker.execute(Batch(pieces, (start, other) if i == 0 else ()))
+        found.append(result.prompt_logprobs)
+    assert [set(entry) for entry in found] == [{3}, {3}, {3}, set()]
+    assert [len(entry[3]) for entry in found[:3]] == [2, 1, 3]
+    entries = [entry for part in found[:3] for entry in part[3]]
+    assert entries[0] is None
+    expected = [True, False, True, True, False]
+    assert [e is not None and e.logprob > -0.1 for e in entries[1:]] == expected
+    assert [e.top[0][0] for e in entries[1:] if e is not None] == [token + 1 for token in tokens[:-1]]
+
+
+def test_prompt_logprobs_take_few_rows_at_a_time(worker: TorchWorker, model: RecordingModel) -> None:
+    prompts = [tuple((i * i) % VOCAB for i in range(n)) for n in (2 * MAX_ROWS + 40, 90)]
+    starts = tuple(begin(i, *prompt, params=scored(0)) for i, prompt in enumerate(prompts))
+    tables = (tuple(range(100)), tuple(range(100, 200)))
+    pieces = tuple(Slice(i, p, 0, tables[i], Wants.TOKEN) for i, p in enumerate(prompts))
+    result = worker.execute(Batch((*pieces, Slice(2, (3,), 0, (299,), Wants.TOKEN)), (*starts, begin(2, 3))))
+    assert max(inputs.logit_rows.numel() for inputs in model.inputs) <= MAX_ROWS + 3
+    for i, prompt in enumerate(prompts):
+        entries = result.prompt_logprobs[i]
+        assert len(entries) == len(prompt)
+        likely = [entry is not None and entry.logprob > -0.1 for entry in entries]
+        assert likely == [k > 0 and prompt[k] == (prompt[k - 1] + 1) % VOCAB for k in range(len(prompt))]
+    assert result.token_ids == [(prompts[0][-1] + 1) % VOCAB, (prompts[1][-1] + 1) % VOCAB, 4]
+
+
+@pytest.mark.parametrize("min_chunk", [1, 300])
+def test_long_prompts_score_as_in_the_reference(min_chunk: int, tmp_path: Path) -> None:
+    reference = save_checkpoint("qwen3", tmp_path)
+    prompt = [3 + (7 * i * i + i) % 120 for i in range(MAX_ROWS + 70)]
+    driver = Driver(native_worker(tmp_path, num_blocks=120), min_chunk=min_chunk, max_chunk=300)
+    params = SamplingParams(temperature=0, prompt_logprobs=0, logprobs=True)
+    outputs = driver.run([prompt, prompt[:30]], 4, params=params)
+    assert outputs == [greedy(reference, prompt, 4), greedy(reference, prompt[:30], 4)]
+    own = [entry for result in driver.results for entry in result.prompt_logprobs.get(0, ())][1:]
+    own += [result.logprobs[0] for result in driver.results if 0 in result.logprobs]
+    tokens = prompt + outputs[0]
+    with torch.inference_mode():
+        expected = reference(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    found = [entry.logprob for entry in own if entry is not None]
+    assert found == pytest.approx([expected[i, t].item() for i, t in enumerate(tokens[1:])], abs=2e-4)
