@@ -6,7 +6,8 @@ from .config import ModelConfig
 from .engine import Engine, new_event_loop
 from .memory_plan import MemoryPlan
 from .model import ModelState, RequestHandle
-from .result_queue import GeneratedElements, GenerateRequestStatus, RequestTimes, ResultQueue
+from .request_times import RequestTimes
+from .result_queue import GeneratedElements, GenerateRequestStatus, ResultQueue
 from .stats import EngineStats
 
 __all__ = [

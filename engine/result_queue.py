@@ -6,11 +6,12 @@ from _thread import LockType
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
-from time import monotonic, time
+from time import monotonic
 
 import msgspec
 
 from ..scheduler import FinishReason, TokenLogprobs
+from .request_times import RequestTimes, request_stat_info
 
 
 class GenerateRequestStatus(Enum):
@@ -54,19 +55,6 @@ class GeneratedElements(msgspec.Struct, frozen=True, kw_only=True):
     """Set in the read that reaches the end."""
 
 
-class RequestTimes(msgspec.Struct):
-    """Moments of one request, in seconds on the monotonic clock; None until they happen.
-
-    Written by the engine.
-    """
-
-    arrival: float
-    first_scheduled: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
-    finished: float | None = None
-
-
 class Wakeups:
     """Readers to wake after a step: one call into each reader's event loop, however many wait there."""
 
@@ -95,9 +83,6 @@ def _set_all(futures: list[asyncio.Future[None]]) -> None:
         if not future.done():
             future.set_result(None)
 
-
-_EPOCH = time() - monotonic()
-"""Moment of the monotonic clock's zero, in seconds since the epoch."""
 
 Waiter = LockType | asyncio.Future[None]
 Piece = tuple[int | None, str, TokenLogprobs | None]
@@ -312,29 +297,3 @@ def _wake(waiters: deque[Waiter], wakeups: Wakeups) -> None:
             wakeups.add(waiter)
         else:
             waiter.release()
-
-
-def request_stat_info(times: RequestTimes, prompt_length: int, cached: int, generated: int) -> dict[str, int]:
-    """DashInfer's keys of `RequestStatInfo()`; what has not happened yet is 0."""
-
-    def stamp(moment: float | None) -> int:
-        return 0 if moment is None else round((_EPOCH + moment) * 1000)
-
-    def span(start: float | None, end: float | None) -> float:
-        return 0.0 if start is None or end is None else end - start
-
-    prefill = span(times.first_scheduled, times.first_token)
-    decode = span(times.first_token, times.last_token)
-    return {
-        "arrival_time": stamp(times.arrival),
-        "first_token_time": stamp(times.first_token),
-        "last_token_time": stamp(times.last_token),
-        "time_to_first_token": round(span(times.arrival, times.first_token) * 1000),
-        "time_in_queue": round(span(times.arrival, times.first_scheduled) * 1000),
-        "finished_time": stamp(times.finished),
-        "context_token_length": prompt_length,
-        "generated_token_length": generated,
-        "context_cached_length": cached,
-        "context_tps": round((prompt_length - cached) / prefill) if prefill else 0,
-        "generate_tps": round((generated - 1) / decode) if decode else 0,
-    }
