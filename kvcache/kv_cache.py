@@ -1,6 +1,6 @@
 """KVCache: block tables of sequences over one BlockPool, with prefix sharing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -164,6 +164,12 @@ class KVCache:
                 self._prefixes.touch(block, now)
             self._pool.release(block, worth_keeping=cached)
         table.blocks.clear()
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Match these blocks no more: their content is gone."""
+        if self._prefixes is not None:
+            for block in blocks:
+                self._prefixes.forget(block)
 
     def drop_prefixes(self) -> None:
         """Forget all cached content (the worker's memory was lost, or its weights changed)."""

@@ -78,9 +78,15 @@ class StepResult(msgspec.Struct, frozen=True):
     sequence id and hold only what was asked for. `prompt_logprobs` has one entry per prompt token computed in
     this step, None for the first token of a prompt, which nothing predicts. `errors` names sequences that
     failed alone (for example logits that are no numbers); the others are unharmed.
+
+    `unplaced` names sequences whose slice the worker had no room to compute: they are preempted (one that is
+    alone in its batch is always placed). `lost_blocks` names blocks whose content it could not keep: nobody
+    may match them any more. Both are empty where a block of the pool is a block of the worker's memory.
     """
 
     token_ids: list[int | None]
     logprobs: dict[int, TokenLogprobs] = {}
     prompt_logprobs: dict[int, tuple[TokenLogprobs | None, ...]] = {}
     errors: dict[int, str] = {}
+    unplaced: frozenset[int] = frozenset()
+    lost_blocks: tuple[int, ...] = ()

@@ -209,8 +209,12 @@ class Scheduler:
         """Book the step's tokens; returns the requests of the batch's slices, in their order."""
         if self._suspects:
             self._suspects.pop(0)
+        self._kv.forget(result.lost_blocks)
         served = [self._by_seq[piece.seq] for piece in batch.slices]
         for piece, request, token in zip(batch.slices, served, result.token_ids, strict=True):
+            if piece.seq in result.unplaced:
+                self._preempt(request, now)
+                continue
             computed = request.num_computed_tokens + len(piece.tokens)
             request.num_computed_tokens = computed
             if not self._shares_within_step and request.table is not None:

@@ -17,6 +17,7 @@ from millstream.scheduler import (
     SamplingParams,
     Scheduler,
     SchedulerConfig,
+    StepResult,
     Wants,
 )
 
@@ -167,6 +168,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.h.step()
             self.h.scheduler.check_integrity()
+
+    @rule(data=st.data())
+    def step_of_a_worker_short_of_room(self, data):
+        batch = self.h.scheduler.schedule(self.h.now)
+        if batch is None:
+            return
+        seqs = [piece.seq for piece in batch.slices]
+        # With sharing inside a step, others may read what an unplaced slice was to write.
+        most = 0 if self.h.within_step else len(seqs)
+        unplaced = frozenset(data.draw(st.lists(st.sampled_from(seqs), max_size=most)))
+        result = self.h.worker.execute(batch)
+        token_ids = [
+            None if seq in unplaced else token for seq, token in zip(seqs, result.token_ids, strict=True)
+        ]
+        held = {block for piece in batch.slices for block in piece.blocks}
+        lost = [block for block in range(self.h.kv.num_blocks) if block not in held and block % 2]
+        lost = [block for block in lost if self.h.kv._pool.is_free(block)]
+        for block in lost:
+            self.h.worker._slots[block * BLOCK : (block + 1) * BLOCK] = [-1] * BLOCK
+        result = StepResult(token_ids, unplaced=unplaced, lost_blocks=tuple(lost))
+        self.h.scheduler.update(batch, result, self.h.now)
 
     @rule(seconds=st.floats(0, 10))
     def wait(self, seconds):
