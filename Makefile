@@ -39,5 +39,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e .[dev]
+	$(PIP) -e .[dev,llamacpp]
 	@touch $@ $(VENV)/.installed

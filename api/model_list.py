@@ -91,16 +91,17 @@ def describe(models: Sequence[LocalModel]) -> Iterator[str]:
         yield "  ".join([*cells, row[4]])
 
 
-def _look(kind: str, name: str, folder: Path) -> LocalModel:
-    weights = {file for pattern in _WEIGHTS for file in folder.glob(pattern)}
+def _look(kind: str, name: str, path: Path) -> LocalModel:
+    """A model at a folder, or at a file that holds everything."""
+    weights = {path} if path.is_file() else {file for pattern in _WEIGHTS for file in path.glob(pattern)}
     gguf = any(file.suffix == ".gguf" for file in weights)
     return LocalModel(
         name=name,
         kind=kind,
-        architecture="GGUF" if gguf else _architecture(folder / "config.json"),
+        architecture="GGUF" if gguf else _architecture(path / "config.json"),
         num_bytes=sum(file.stat().st_size for file in weights),
-        path=folder,
-        missing=() if gguf else _missing(folder),
+        path=path,
+        missing=() if gguf else _missing(path),
     )
 
 

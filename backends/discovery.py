@@ -13,6 +13,7 @@ import msgspec
 
 from ..errors import InvalidArgument, MillstreamError, ModelError, ModelFormatError, ModelNotFound
 from .bundled import BUNDLED_MODELS
+from .gguf_names import GGUFModelName, choose_model, is_gguf, models_among, parts_of
 from .worker import Progress
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -38,7 +39,9 @@ def locate(
     """Folder (or .gguf file) of the model called `name`, downloaded first where necessary.
 
     A bundled name goes before a path, and a path before a hub id. A complete copy in the hub's cache is used
-    without asking the hub for a newer one.
+    without asking the hub for a newer one. "folder:Q4_K_M" and "owner/name:Q4_K_M" mean the .gguf file of
+    that quantisation; in place of the quantisation, the file's name can stand. Of a model in several .gguf
+    files, the first one is given back.
 
     Args:
         revision: branch, tag or commit of a hub id; its main branch by default.
@@ -60,26 +63,30 @@ def locate(
         if revision is not None:
             raise InvalidArgument("revision", revision, f"None, because {name!r} is not a hub id")
         return local
-    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name:
+    repo, _, wanted = name.partition(":")
+    if not _HUB_ID.fullmatch(repo) or "--" in name or ".." in name or name.endswith(":"):
         raise ModelNotFound(f"there is no folder or .gguf file {name!r}{_suggestion(name, _siblings(name))}")
 
+    source = _HubModel(repo, revision, wanted or None)
     cache = _default_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    snapshot = _cached_snapshot(cache, name, revision)
-    missing = missing_files(snapshot) if snapshot is not None else ()
+    snapshot = _cached_snapshot(cache, repo, revision)
+    missing = source.missing_files(snapshot) if snapshot is not None else ()
     if snapshot is not None and not missing:
-        return snapshot
+        return source.path_in(snapshot)
     if _offline_by_environment() if offline is None else offline:
         where = f"only partly in the cache {cache} (missing: {', '.join(missing)})"
         raise ModelNotFound(
-            f"{_what(name, revision)} is {where if missing else f'not in the cache {cache}'}, and the "
+            f"{source} is {where if missing else f'not in the cache {cache}'}, and the "
             "network is switched off: give a path, or switch it on (HF_HUB_OFFLINE=0) to download it"
             + _suggestion(name, _cached_ids(cache))
         )
-    return _download(name, revision, token, cache, progress)
+    return _download(source, token, cache, progress)
 
 
 def missing_files(folder: Path) -> tuple[str, ...]:
-    """Names of files that a model folder lacks; empty when it can be loaded."""
+    """Names of files that a model folder, or a model in .gguf files, lacks; empty when it can be loaded."""
+    if is_gguf(folder.name) and not folder.is_dir():
+        return tuple(part for part in parts_of(folder.name) if not folder.with_name(part).is_file())
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     names = {path.name for path in folder.iterdir() if path.is_file()}
     index = next((folder / name for name in _INDEXES if name in names), None)
@@ -114,9 +121,11 @@ def files_to_fetch(names: Iterable[str]) -> tuple[str, ...]:
         kinds = sorted(
             {Path(name).suffix for name in names if Path(name).suffix in (".gguf", ".pth", ".onnx")}
         )
+        models = [model.quantisation or model.first for model in models_among(names)]
         raise ModelFormatError(
             "the repository has no .safetensors or pytorch_model.bin weights"
             + (f", only {', '.join(kinds)}" if kinds else "")
+            + (f"; name one of its models behind a colon: {', '.join(models)}" if models else "")
         )
     unused = "pytorch_model*" if tensors else "*.safetensors*"
     described = [
@@ -133,6 +142,65 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
+class _HubModel(msgspec.Struct, frozen=True):
+    """What is wanted of the hub: a repository, or one .gguf model of it."""
+
+    repo: str
+    revision: str | None
+    wanted: str | None
+    """A quantisation or the name of a .gguf file; None for safetensors."""
+
+    def __str__(self) -> str:
+        name = self.repo if self.wanted is None else f"{self.repo}:{self.wanted}"
+        kind = "hub model" if "/" in name else "neither a folder nor a bundled model, and as a hub model it"
+        shown = f"{kind} {name!r}" if "/" in name else f"{name!r} is {kind}"
+        return shown if self.revision is None else f"{shown} at revision {self.revision!r}"
+
+    def choose(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the repository's files that the model consists of.
+
+        Raises:
+            ModelFormatError: it has no weights that can be loaded, or `wanted` means several models.
+            ModelNotFound: it has no .gguf model that is `wanted`.
+        """
+        if self.wanted is None:
+            return files_to_fetch(names)
+        present = set(names)
+        parts = choose_model(present, self.wanted, self.repo).parts
+        if not present.issuperset(parts):
+            lacking = ", ".join(part for part in parts if part not in present)
+            raise ModelFormatError(f"the repository lacks {lacking}")
+        return parts
+
+    def missing_files(self, snapshot: Path) -> tuple[str, ...]:
+        """Names of files that the copy in the folder `snapshot` lacks."""
+        if self.wanted is None:
+            return missing_files(snapshot)
+        found = self._cached_gguf(snapshot)
+        if found is None:
+            return (f"the .gguf file of {self.wanted}",)
+        return tuple(part for part in found.parts if not (snapshot / part).is_file())
+
+    def path_in(self, snapshot: Path) -> Path:
+        """Where the model is in a folder that has all its files."""
+        found = self._cached_gguf(snapshot)
+        return snapshot if found is None else snapshot / found.first
+
+    def _cached_gguf(self, snapshot: Path) -> GGUFModelName | None:
+        if self.wanted is None:
+            return None
+        try:
+            return choose_model(_gguf_names(snapshot), self.wanted, self.repo)
+        except (ModelFormatError, ModelNotFound):
+            return None
+
+
+def _gguf_names(folder: Path) -> list[str]:
+    """The .gguf files in a folder and the folders inside it, relative to it."""
+    files = (path for path in folder.rglob("*") if is_gguf(path.name) and path.is_file())
+    return [path.relative_to(folder).as_posix() for path in files]
+
+
 def _local(name: str) -> Path | None:
     """The bundled model, folder or .gguf file of that name; None where there is none."""
     if name in BUNDLED_MODELS:
@@ -144,6 +212,10 @@ def _local(name: str) -> Path | None:
         if path.suffix.lower() != ".gguf":
             raise ModelFormatError(f"{path} is neither a folder nor a .gguf file")
         return path
+    folder, _, wanted = name.rpartition(":")
+    path = Path(os.path.expanduser(folder))
+    if folder and wanted and path.is_dir():
+        return path / choose_model(_gguf_names(path), wanted, folder).first
     return None
 
 
@@ -207,43 +279,35 @@ def _suggestion(name: str, others: Iterable[str]) -> str:
     return f" (bundled models: {', '.join(bundled)}){meant}"
 
 
-def _what(repo: str, revision: str | None) -> str:
-    kind = "hub model" if "/" in repo else "neither a folder nor a bundled model, and as a hub model it"
-    shown = f"{kind} {repo!r}" if "/" in repo else f"{repo!r} is {kind}"
-    return shown if revision is None else f"{shown} at revision {revision!r}"
-
-
-def _download(
-    repo: str, revision: str | None, token: str | None, cache: Path, progress: Progress | None
-) -> Path:
+def _download(source: _HubModel, token: str | None, cache: Path, progress: Progress | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     endpoint = _endpoint()
     try:
         info = HfApi(endpoint=endpoint, token=token).model_info(
-            repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
+            source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        wanted = files_to_fetch(sizes)
+        wanted = source.choose(sizes)
         bar = None if progress is None else _progress_bar(progress, sum(sizes[name] for name in wanted))
         folder = snapshot_download(
-            repo,
-            revision=revision,
+            source.repo,
+            revision=source.revision,
             token=token,
             cache_dir=cache,
             endpoint=endpoint,
             allow_patterns=[escape(name) for name in wanted],
             tqdm_class=bar,
         )
-    except ModelFormatError as error:
-        raise ModelFormatError(f"hub model {repo!r}: {error}") from error
+    except (ModelFormatError, ModelNotFound) as error:
+        raise type(error)(f"hub model {source.repo!r}: {error}") from error
     except Exception as error:  # the hub's client passes on errors of its HTTP library, which varies
-        raise _explain(error, repo, revision, cache) from error
-    return Path(folder)
+        raise _explain(error, source, cache) from error
+    return Path(folder) if source.wanted is None else Path(folder) / wanted[0]
 
 
-def _explain(error: Exception, repo: str, revision: str | None, cache: Path) -> MillstreamError:
-    """One sentence for whatever kept the hub's client from fetching `repo`."""
+def _explain(error: Exception, what: _HubModel, cache: Path) -> MillstreamError:
+    """One sentence for whatever kept the hub's client from fetching a model."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -253,8 +317,7 @@ def _explain(error: Exception, repo: str, revision: str | None, cache: Path) -> 
         RevisionNotFoundError,
     )
 
-    what = _what(repo, revision)
-    page = f"{_endpoint()}/{repo}"
+    page = f"{_endpoint()}/{what.repo}"
     if isinstance(error, GatedRepoError):
         return ModelNotFound(
             f"{what} is gated: accept its terms at {page} and give a token (token or HF_TOKEN)"
@@ -262,7 +325,7 @@ def _explain(error: Exception, repo: str, revision: str | None, cache: Path) -> 
     if isinstance(error, RepositoryNotFoundError):
         return ModelNotFound(
             f"{what} does not exist on the hub, or is private and needs a token (token or HF_TOKEN)"
-            + _suggestion(repo, _cached_ids(cache))
+            + _suggestion(what.repo, _cached_ids(cache))
         )
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"{what} does not exist, but the repository does: see the branches at {page}")

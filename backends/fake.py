@@ -40,6 +40,7 @@ class FakeWorker:
         self._on_batch = on_batch
         self._slots = [_EMPTY] * (spec.num_blocks * spec.block_size)
         self._sequences: dict[int, SequenceStart] = {}
+        self._closed = False
 
     @property
     def spec(self) -> WorkerSpec:
@@ -48,6 +49,8 @@ class FakeWorker:
 
     def execute(self, batch: Batch) -> StepResult:
         """Write every token's slot first, as a packed layer does, then read the last slot of each slice."""
+        if self._closed:
+            raise WorkerError("the worker is closed")
         if self._on_batch is not None:
             try:
                 self._on_batch(batch)
@@ -91,6 +94,7 @@ class FakeWorker:
     def close(self) -> None:
         """Forget all slots."""
         self._slots = []
+        self._closed = True
 
     def _next_token(self, start: SequenceStart, state: int, position: int) -> int:
         if start.params.temperature > 0:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ..errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
+from ..errors import InvalidArgument, ModelFormatError, ModelNotFound
 from .discovery import locate
+from .gguf_names import is_gguf
 from .worker import Backend, ModelInfo
 
 BACKENDS = ("torch", "llamacpp")
@@ -17,7 +18,6 @@ def choose_backend(path: Path, backend: str = "auto") -> Backend:
         InvalidArgument: there is no backend of that name.
         ModelNotFound: "auto", and there is nothing at `path`.
         ModelFormatError: "auto", and no backend reads such files.
-        NotSupported: this build lacks the backend.
     """
     if backend == "auto":
         backend = _backend_of(path)
@@ -26,9 +26,9 @@ def choose_backend(path: Path, backend: str = "auto") -> Backend:
 
         return TorchBackend()
     if backend == "llamacpp":
-        raise NotSupported(
-            f"{path} needs the llamacpp backend for GGUF files, which this build does not have"
-        )
+        from .llamacpp.backend import LlamaCppBackend
+
+        return LlamaCppBackend()
     raise InvalidArgument("backend", backend, f"auto, {', '.join(BACKENDS)}")
 
 
@@ -40,7 +40,7 @@ def inspect_model(
     Raises:
         ModelNotFound: nothing has that name.
         ModelFormatError: no backend reads the files.
-        NotSupported: this build lacks the backend that does.
+        NotSupported: the package that the backend needs is not installed.
         InvalidArgument: there is no backend of that name.
     """
     if backend not in ("auto", *BACKENDS):
@@ -51,12 +51,12 @@ def inspect_model(
 
 
 def _backend_of(path: Path) -> str:
-    if path.suffix.lower() == ".gguf" and path.is_file():
+    if is_gguf(path.name) and path.is_file():
         return "llamacpp"
     if not path.exists():
         raise ModelNotFound(f"there is nothing at {path}")
     if (path / "config.json").is_file():
         return "torch"
-    if path.is_dir() and any(path.glob("*.gguf")):
+    if path.is_dir() and any(is_gguf(file.name) for file in path.iterdir()):
         return "llamacpp"
     raise ModelFormatError(f"{path} is no model: it has neither config.json nor .gguf files")

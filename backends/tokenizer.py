@@ -122,6 +122,11 @@ class HFTokenizer:
         """A new incremental decoder; its pieces joined equal `decode` of the same ids."""
         return self._decoder.stream(skip_special_tokens=skip_special_tokens)
 
+    def to_json(self) -> str:
+        """The whole pipeline, tokens that only other files name included, in the form of tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def apply_chat_template(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> str:

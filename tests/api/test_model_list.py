@@ -1,5 +1,6 @@
 """What `models` finds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,5 +50,6 @@ def test_main_goes_before_other_branches(tmp_path: Path) -> None:
 def test_the_command_shows_the_bundled_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["models", "--cache-dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "pyhelp  bundled  LlamaForCausalLM" in printed
+    assert re.search(r"^pyhelp +bundled +LlamaForCausalLM +11.5 MB", printed, re.MULTILINE)
+    assert re.search(r"^pyhelp-bf16 +bundled +GGUF +11.7 MB", printed, re.MULTILINE)
     assert str(tmp_path) in printed

@@ -88,7 +88,7 @@ def test_close_matches_are_suggested(tmp_path: Path) -> None:
     (tmp_path / "models" / "llama-tiny").mkdir(parents=True)
     with pytest.raises(ModelNotFound, match=r"did you mean './models/llama-tiny'\?"):
         locate("./models/llama-tinny")
-    with pytest.raises(ModelNotFound, match=r"\(bundled models: pyhelp\); did you mean 'pyhelp'\?"):
+    with pytest.raises(ModelNotFound, match=r"\(bundled models: pyhelp.*\); did you mean 'pyhelp'"):
         locate("pyhelpp", cache_dir=tmp_path, offline=True)
     lay_out_cache(tmp_path, "owner/model-7b", FILES)
     with pytest.raises(ModelNotFound, match="did you mean 'owner/model-7b'"):
@@ -126,7 +126,7 @@ def test_offline_and_not_cached(switch: str, tmp_path: Path, monkeypatch: pytest
     assert str(caught.value) == (
         f"hub model 'owner/name' at revision 'v2' is not in the cache {tmp_path}, and the network "
         "is switched off: give a path, or switch it on (HF_HUB_OFFLINE=0) to download it "
-        "(bundled models: pyhelp)"
+        f"(bundled models: {', '.join(sorted(BUNDLED_MODELS))})"
     )
 
 
@@ -159,6 +159,14 @@ def test_missing_files(names: list[str], missing: tuple[str, ...], tmp_path: Pat
     assert missing_files(tmp_path) == missing
 
 
+def test_missing_parts_of_a_gguf_file(tmp_path: Path) -> None:
+    first = tmp_path / "m-00001-of-00002.gguf"
+    first.touch()
+    assert missing_files(first) == ("m-00002-of-00002.gguf",)
+    (tmp_path / "m-00002-of-00002.gguf").touch()
+    assert missing_files(first) == ()
+
+
 def test_dangling_links_are_missing_files(tmp_path: Path) -> None:
     snapshot = lay_out_cache(tmp_path, "owner/name", {n: FILES[n] for n in WANTED})
     (snapshot / "model.safetensors").resolve().unlink()
@@ -181,6 +189,55 @@ def test_files_to_fetch() -> None:
         ModelFormatError, match=r"no \.safetensors or pytorch_model\.bin weights, only \.gguf"
     ):
         files_to_fetch(["config.json", "m.gguf"])
+
+
+GGUFS = {
+    "model-Q4_K_M.gguf": b"four bits",
+    "big/model-Q8_0-00001-of-00002.gguf": b"first",
+    "big/model-Q8_0-00002-of-00002.gguf": b"second",
+    "mmproj-model-f16.gguf": b"a projector",
+    "README.md": b"read me",
+}
+
+
+@pytest.mark.parametrize("wanted", ["Q4_K_M", "q4_k_m", "model-Q4_K_M.gguf"])
+def test_folder_with_a_quantisation(wanted: str, tmp_path: Path) -> None:
+    for name in GGUFS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert locate(f"{tmp_path}:{wanted}") == tmp_path / "model-Q4_K_M.gguf"
+    assert locate(f"{tmp_path}:q8_0") == tmp_path / "big" / "model-Q8_0-00001-of-00002.gguf"
+    with pytest.raises(ModelNotFound, match=r"has no \.gguf model 'Q2_K'; it has Q8_0, Q4_K_M$"):
+        locate(f"{tmp_path}:Q2_K")
+
+
+def test_folder_with_a_quantisation_that_several_files_have(tmp_path: Path) -> None:
+    for name in ("a-Q8_0.gguf", "b-Q8_0.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelFormatError, match=r"2 \.gguf models called 'Q8_0': .*:a-Q8_0\.gguf or "):
+        locate(f"{tmp_path}:Q8_0")
+    assert locate(f"{tmp_path}:b-Q8_0.gguf") == tmp_path / "b-Q8_0.gguf"
+
+
+@pytest.mark.parametrize("name", ["./absent:Q8_0", "owner/name:"])
+def test_quantisation_of_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=f"there is no folder or .gguf file '{name}'"):
+        locate(name, cache_dir=tmp_path)
+
+
+def test_cached_quantisation_is_used_without_network(tmp_path: Path) -> None:
+    snapshot = lay_out_cache(tmp_path, "owner/name", GGUFS)
+    assert locate("owner/name:Q4_K_M", cache_dir=tmp_path) == snapshot / "model-Q4_K_M.gguf"
+    second = snapshot / "big" / "model-Q8_0-00002-of-00002.gguf"
+    assert locate("owner/name:q8_0", cache_dir=tmp_path, offline=True).parent == second.parent
+    second.unlink()
+    expected = (
+        r"'owner/name:q8_0' is only partly in the cache .*missing: big/model-Q8_0-00002-of-00002\.gguf\)"
+    )
+    with pytest.raises(ModelNotFound, match=expected):
+        locate("owner/name:q8_0", cache_dir=tmp_path, offline=True)
+    with pytest.raises(ModelNotFound, match=r"missing: the \.gguf file of Q2_K\)"):
+        locate("owner/name:Q2_K", cache_dir=tmp_path, offline=True)
 
 
 class FakeHub:
@@ -321,6 +378,34 @@ def test_repository_without_weights(hub: FakeHub, tmp_path: Path) -> None:
     hub.files = {"config.json": b"{}", "model-q4.gguf": b"x"}
     with pytest.raises(ModelFormatError, match=r"hub model 'owner/name': .* only \.gguf"):
         locate("owner/name", cache_dir=tmp_path)
+    assert hub.fetched == []
+
+
+def test_download_fetches_only_the_quantisation(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = {**FILES, **GGUFS}
+    path = locate("owner/name:q4_k_m", cache_dir=tmp_path)
+    assert path.name == "model-Q4_K_M.gguf"
+    assert path.read_bytes() == b"four bits"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    first = locate("owner/name:Q8_0", cache_dir=tmp_path)
+    assert sorted(file.read_bytes() for file in first.parent.iterdir()) == [b"first", b"second"]
+    hub.fetched.clear()
+    assert locate("owner/name:Q4_K_M", cache_dir=tmp_path) == path
+    assert hub.fetched == []
+
+
+def test_quantisations_that_the_hub_has_are_listed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = dict(GGUFS)
+    with pytest.raises(ModelNotFound, match=r"'owner/name': .* no \.gguf model 'Q2_K'; it has Q8_0, Q4_K_M$"):
+        locate("owner/name:Q2_K", cache_dir=tmp_path)
+    with pytest.raises(ModelFormatError, match=r"only \.gguf; name one .* behind a colon: Q8_0, Q4_K_M$"):
+        locate("owner/name", cache_dir=tmp_path)
+    del hub.files["big/model-Q8_0-00001-of-00002.gguf"]
+    with pytest.raises(ModelFormatError, match=r"lacks big/model-Q8_0-00001-of-00002\.gguf$"):
+        locate("owner/name:Q8_0", cache_dir=tmp_path)
+    hub.files = dict(FILES)
+    with pytest.raises(ModelFormatError, match=r"has no \.gguf model$"):
+        locate("owner/name:Q8_0", cache_dir=tmp_path)
     assert hub.fetched == []
 
 

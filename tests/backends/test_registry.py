@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from millstream.backends import registry
-from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
+from millstream.backends.bundled import BUNDLED_MODELS
+from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound
 
 
 @pytest.fixture
@@ -20,13 +21,37 @@ def test_folder_with_configuration_is_for_torch(backend: str, folder: Path) -> N
 
 
 @pytest.mark.parametrize("place", ["file", "upper", "folder"])
-def test_gguf_needs_a_backend_that_is_not_there(place: str, tmp_path: Path) -> None:
+def test_gguf_is_for_llamacpp(place: str, tmp_path: Path) -> None:
     path = tmp_path / ("model.GGUF" if place == "upper" else "model.gguf")
     path.touch()
-    with pytest.raises(NotSupported, match="needs the llamacpp backend for GGUF files"):
-        registry.choose_backend(tmp_path if place == "folder" else path)
-    with pytest.raises(NotSupported, match="llamacpp"):
-        registry.choose_backend(path, "llamacpp")
+    assert registry.choose_backend(tmp_path if place == "folder" else path).name == "llamacpp"
+    assert registry.choose_backend(path, "llamacpp").name == "llamacpp"
+
+
+def test_configuration_goes_before_gguf_files(folder: Path) -> None:
+    (folder / "model.gguf").touch()
+    assert registry.choose_backend(folder).name == "torch"
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLED_MODELS))
+def test_bundled_models_have_a_backend(name: str) -> None:
+    expected = "llamacpp" if BUNDLED_MODELS[name].suffix == ".gguf" else "torch"
+    assert registry.choose_backend(BUNDLED_MODELS[name]).name == expected
+
+
+def test_gguf_without_llama_cpp_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None\n"
+        "from millstream.backends import registry\n"
+        "from millstream.errors import NotSupported\n"
+        "try: registry.inspect_model(sys.argv[1])\n"
+        "except NotSupported as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.gguf")], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'millstream[llamacpp]'" in done.stdout
 
 
 def test_unknown_backend_lists_the_names(folder: Path) -> None:

@@ -1,0 +1,250 @@
+"""LlamaContext: one model and its memory inside llama.cpp, and the arrays through which batches go in."""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InsufficientMemory, ModelFormatError
+from ..hardware import cpu_features
+from ..worker import ModelInfo, Progress, WorkerConfig
+from .library import error_lines, load_library
+from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS
+from .sequence_map import Cells
+
+Ints = NDArray[np.int32]
+
+_PADDING = 256
+"""llama.cpp gives every stream a multiple of so many cells."""
+_MAX_CELLS = (1 << 31) - _PADDING
+"""Positions and cells are 32-bit numbers in llama.cpp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How llama.cpp's sequences (lanes) share its memory; see `choose_layout`."""
+
+    streams: bool
+    lanes: int
+    cells: int
+    """In all lanes together."""
+
+
+def choose_layout(config: WorkerConfig, max_lanes: int) -> Layout:
+    """A stream for each sequence where the pool has room for all at full length, else one memory for all.
+
+    In one memory every query walks over the cells of every sequence, while a stream costs its sequence
+    nothing but its own; but only one memory lets sequences share cells, and so fit a smaller pool. There the
+    lanes beyond `max_num_seqs` keep the prefixes of ended sequences; streams keep them without.
+    """
+    seats = min(config.max_num_seqs, max_lanes)
+    blocks = -(-config.max_length // config.block_size)
+    if config.num_blocks >= seats * blocks:
+        return Layout(True, seats, seats * _padded(config.max_length))
+    lanes = min(max_lanes, max(seats, MIN_OUTPUT_ROWS))
+    return Layout(False, lanes, _padded(config.num_blocks * config.block_size))
+
+
+class Context(Cells, Protocol):
+    """What a worker needs of a LlamaContext."""
+
+    layout: Layout
+    lane_size: int
+    """Most positions that one lane may hold."""
+    max_tokens: int
+    """Most tokens of one `decode`."""
+    max_rows: int
+    """Most rows of logits of one `decode`."""
+    can_cut: bool
+    """A lane may lose its last positions and go on before them."""
+
+    def decode(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> int:
+        """Compute tokens; keep the logits of the rows `wanted`, ascending. llama_decode's return code."""
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """[rows, vocab] of the last `decode`, in its order: a view that holds until the next one."""
+
+    def clear(self) -> None:
+        """Empty every lane."""
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+
+
+class LlamaContext:
+    """Implements `Context` with llama.cpp."""
+
+    def __init__(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> None:
+        """Read the weights, make the memory.
+
+        Raises:
+            ModelFormatError: llama.cpp does not load the file; says why.
+            InsufficientMemory: there is no room for the memory.
+            NotSupported: llama.cpp is not installed.
+        """
+        self._api = load_library()
+        self.layout = choose_layout(config, self._api.llama_max_parallel_sequences())
+        self._model = self._load(info, config, progress)
+        self._context: Any = None
+        try:
+            self._vocab_size: int = self._api.llama_vocab_n_tokens(
+                self._api.llama_model_get_vocab(self._model)
+            )
+            if self._vocab_size != info.vocab_size:
+                raise ModelFormatError(
+                    f"{info.path} has {self._vocab_size} tokens; {info.vocab_size} were found in its header"
+                )
+            self._context = self._make_context(info, config)
+            self._memory = self._api.llama_get_memory(self._context)
+            streams = self.layout.streams
+            self.lane_size: int = self.layout.cells // self.layout.lanes if streams else self.layout.cells
+            self.max_tokens: int = self._api.llama_n_batch(self._context)
+            self.max_rows = max(self.layout.lanes, MIN_OUTPUT_ROWS)
+            self._arrays = _BatchArrays(self._api, self.max_tokens)
+            # A window that slides lets other sequences take cells which a prefix would need again.
+            slides = self._api.llama_model_n_swa(self._model) > 0
+            self.can_cut = self._loses_parts() and (streams or not slides)
+        except BaseException:
+            self.close()
+            raise
+
+    def decode(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> int:
+        """See `Context`."""
+        return int(self._api.llama_decode(self._context, self._arrays.fill(tokens, positions, lanes, wanted)))
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """See `Context`."""
+        pointer = self._api.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (rows, self._vocab_size))
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """See `Cells`. Between streams only the whole can be copied, which the next `decode` does first."""
+        if self.layout.streams:
+            self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.remove(target, end)
+        else:
+            self._api.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def remove(self, lane: int, begin: int) -> None:
+        """See `Cells`."""
+        self._api.llama_memory_seq_rm(self._memory, lane, begin, -1)
+
+    def clear(self) -> None:
+        """See `Context`."""
+        self._api.llama_memory_clear(self._memory, False)
+
+    def close(self) -> None:
+        """See `Context`."""
+        context, self._context = self._context, None
+        model, self._model = self._model, None
+        if context is not None:
+            self._api.llama_free(context)
+        if model is not None:
+            self._api.llama_model_free(model)
+
+    def _load(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> Any:
+        api = self._api
+        parameters = api.llama_model_default_params()
+        parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
+        parameters.n_gpu_layers = 0 if config.device == "cpu" else -1
+        # Built by GCC 12.2, llama.cpp's AMX kernels for quantised weights end the process (SIGILL): the
+        # compiler drops the stores that set the tiles up. Which compiler built the library cannot be asked,
+        # so where the CPU would choose those kernels, weights stay in the layout that needs none.
+        parameters.use_extra_bufts = "amx_int8" not in cpu_features()
+        no_devices = (ctypes.c_void_p * 1)(None)
+        if config.device == "cpu":
+            parameters.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+
+        def report(share: float, _: Any) -> bool:
+            progress("weights", share)
+            return True
+
+        parameters.progress_callback = callback = api.llama_progress_callback(report)
+        with error_lines() as lines:
+            model = api.llama_model_load_from_file(str(info.path).encode(), parameters)
+        del callback  # lived as long as llama.cpp could call it
+        if model is None:
+            raise ModelFormatError(f"{info.path} cannot be loaded by llama.cpp: {_reason(lines)}")
+        return model
+
+    def _make_context(self, info: ModelInfo, config: WorkerConfig) -> Any:
+        layout = self.layout
+        parameters = self._api.llama_context_default_params()
+        parameters.n_ctx = min(layout.cells, _MAX_CELLS)
+        parameters.n_seq_max = layout.lanes
+        parameters.kv_unified = not layout.streams
+        parameters.n_batch = max(2, config.max_num_batched_tokens)
+        parameters.n_ubatch = min(MAX_UBATCH, parameters.n_batch)
+        parameters.n_outputs_max = max(layout.lanes, MIN_OUTPUT_ROWS)
+        parameters.n_threads = parameters.n_threads_batch = config.threads
+        parameters.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        parameters.type_k = parameters.type_v = self._api.GGML_TYPE_F16
+        parameters.swa_full = True  # a smaller cache for windows forgets what prefixes need
+        parameters.offload_kqv = parameters.op_offload = config.device != "cpu"
+        parameters.no_perf = True
+        context, lines = None, [f"it counts at most {_MAX_CELLS} tokens"]
+        if layout.cells <= _MAX_CELLS:
+            with error_lines() as lines:
+                context = self._api.llama_init_from_model(self._model, parameters)
+        if context is None:
+            raise InsufficientMemory(
+                f"llama.cpp could not set up {layout.lanes} sequences with {layout.cells} tokens in all for "
+                f"{info.name}: {_reason(lines)}; a smaller max_length, max_num_seqs or num_blocks takes less"
+            )
+        return context
+
+    def _loses_parts(self) -> bool:
+        """Whether the second of two tokens can be forgotten alone; leaves the memory empty."""
+        api = self._api
+        fixed = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+        if fixed or self.decode([0, 0], [0, 1], [0, 0], []) != 0:
+            return False
+        can = bool(api.llama_memory_seq_rm(self._memory, 0, 1, -1))
+        self.clear()
+        return can
+
+
+class _BatchArrays:
+    """A llama_batch over numpy arrays; each token belongs to one sequence."""
+
+    def __init__(self, api: Any, size: int) -> None:
+        self._tokens: Ints = np.zeros(size, np.int32)
+        self._positions: Ints = np.zeros(size, np.int32)
+        self._lanes: Ints = np.zeros(size, np.int32)
+        self._counts: Ints = np.ones(size, np.int32)
+        # Token i's list of sequences is the i-th entry of `_lanes` alone.
+        offsets = np.arange(size, dtype=np.uint64) * np.uint64(self._lanes.itemsize)
+        self._lists = offsets + np.uint64(self._lanes.ctypes.data)
+        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
+        self._batch = api.llama_batch()
+        for name, array in (
+            ("token", self._tokens),
+            ("pos", self._positions),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._lists),
+            ("logits", self._wanted),
+        ):
+            kind = dict(api.llama_batch._fields_)[name]
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
+
+    def fill(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> Any:
+        """The llama_batch with these tokens; it holds until the next call."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        self._lanes[:count] = lanes
+        self._wanted[:count] = 0
+        self._wanted[wanted] = 1
+        self._batch.n_tokens = count
+        return self._batch
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _PADDING) * _PADDING
+
+
+def _reason(lines: list[str]) -> str:
+    """The first error that llama.cpp logged, on one line."""
+    return " ".join(lines[0].split()) if lines else "no reason given"

@@ -1,0 +1,65 @@
+"""Bytes that a model takes in llama.cpp, estimated from its header."""
+
+from typing import Any
+
+from ..hardware import MemoryLimit
+from ..worker import MemoryNeeds, WorkerConfig
+from .model_file import GGUFModel, Shape
+
+MAX_UBATCH = 512
+"""Most tokens that llama.cpp computes at once; a longer step is cut into such pieces."""
+MIN_OUTPUT_ROWS = 128
+"""Rows of logits that there is room for even where fewer sequences run; prompts are scored in such pieces."""
+_FLOAT, _HALF = 4, 2
+
+
+def memory_needs(model: GGUFModel, vocab_size: int, config: WorkerConfig) -> MemoryNeeds:
+    """Upper estimates of what loading `model` with this configuration takes, the cache in 16-bit floats."""
+    shape = model.shape
+    return MemoryNeeds(
+        weights=model.tensor_bytes,
+        activations=_step_bytes(shape, vocab_size, config) + _state_bytes(shape, config.max_num_seqs),
+        kv_per_block=max(1, shape.kv_per_token * _HALF * config.block_size),
+    )
+
+
+def gpu_memory(nvml: Any = None) -> MemoryLimit:
+    """Memory of all GPUs together, over which llama.cpp spreads a model.
+
+    Args:
+        nvml: the module to ask; by default pynvml.
+    """
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    nvml.nvmlInit()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        found = [nvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+    finally:
+        nvml.nvmlShutdown()
+    total, used = sum(memory.total for memory in found), sum(memory.used for memory in found)
+    return MemoryLimit(total, used, f"{len(found)} GPU{'s' if len(found) > 1 else ''}")
+
+
+def _step_bytes(shape: Shape, vocab_size: int, config: WorkerConfig) -> int:
+    """llama.cpp's buffer for the graph of one piece of a step, and the rows of logits."""
+    tokens = min(config.max_num_batched_tokens, MAX_UBATCH)
+    heads, kv_heads = max(shape.heads), max(shape.kv_heads)
+    projected = heads * (shape.key_length + shape.value_length) + kv_heads * (
+        shape.key_length + shape.value_length
+    )
+    # The residual stream and a branch's two ends; then the larger one of the two branches' insides.
+    per_token = 3 * shape.embedding_length + max(2 * projected, 3 * max(shape.feed_forward))
+    # The mask of every token against every position.
+    mask = tokens * config.max_length * _HALF
+    # The graph's own result, the copy that llama.cpp gives out, and two of the sampler's.
+    rows = max(config.max_num_seqs, MIN_OUTPUT_ROWS)
+    return tokens * per_token * _FLOAT + mask + 4 * rows * vocab_size * _FLOAT
+
+
+def _state_bytes(shape: Shape, max_num_seqs: int) -> int:
+    """What layers without a KV cache keep for each sequence, in 32-bit floats."""
+    layers = sum(heads == 0 for heads in shape.kv_heads)
+    return layers * shape.recurrent_state * _FLOAT * max_num_seqs

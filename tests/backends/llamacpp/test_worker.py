@@ -1,0 +1,343 @@
+"""LlamaCppWorker: what it asks of llama.cpp, what it makes of the answers, and what it does on failures."""
+
+import logging
+import subprocess
+import sys
+import textwrap
+from itertools import pairwise
+
+import pytest
+
+from millstream.backends.bundled import BUNDLED_MODELS
+from millstream.backends.llamacpp.context import Layout, choose_layout
+from millstream.backends.llamacpp.worker import LlamaCppWorker
+from millstream.backends.sampling import Sampler
+from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
+from millstream.errors import InsufficientMemory, ModelFormatError, WorkerError
+from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants
+from millstream.scheduler.sampling_params import SamplingParams
+
+from .scripted_context import VOCAB, ScriptedContext
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def make(context, seats=8):
+    spec = WorkerSpec(
+        vocab_size=VOCAB,
+        max_length=64,
+        block_size=4,
+        num_blocks=100,
+        max_num_seqs=seats,
+        max_num_batched_tokens=24,
+        shares_within_step=False,
+    )
+    return LlamaCppWorker(spec, context, Sampler(VOCAB, seats, "cpu"))
+
+
+@pytest.fixture
+def context():
+    return ScriptedContext()
+
+
+@pytest.fixture
+def worker(context):
+    return make(context)
+
+
+def begin(seq, *tokens, params=GREEDY):
+    return SequenceStart(seq, tokens, len(tokens), params, seed=0)
+
+
+def piece(seq, tokens, start=0, wants=Wants.TOKEN, blocks=None):
+    """A slice of sequence `seq`, whose blocks are numbered from ten times its id on."""
+    end = start + len(tokens)
+    return Slice(seq, tuple(tokens), start, tuple(blocks or range(10 * seq, 10 * seq - -end // 4)), wants)
+
+
+def starting(*pieces):
+    return Batch(pieces, tuple(begin(each.seq, *each.tokens) for each in pieces))
+
+
+def test_single_tokens_go_first_by_lane_and_longer_ones_last_by_lane(worker, context):
+    worker.execute(starting(*(piece(seq, [seq]) for seq in range(4))))
+    slices = (
+        piece(3, [7], 1),
+        piece(5, [1, 2, 3], wants=Wants.NOTHING),
+        piece(0, [8], 1),
+        piece(6, [4, 5]),
+        piece(1, [9], 1),
+        piece(2, [6], 1),
+    )
+    result = worker.execute(Batch(slices, (begin(5, 1, 2, 3), begin(6, 4, 5))))
+    assert result.token_ids == [8, None, 9, 6, 10, 7]
+    tokens, positions, lanes, wanted = context.calls[-1]
+    assert tokens == [8, 9, 6, 7, 4, 5, 1, 2, 3]
+    assert positions == [1, 1, 1, 1, 0, 1, 0, 1, 2]
+    assert lanes == [0, 1, 2, 3, 5, 5, 4, 4, 4]
+    assert wanted == [0, 1, 2, 3, 5]
+
+
+def test_small_holes_between_lanes_are_filled(worker, context):
+    worker.execute(starting(*(piece(seq, [seq, seq]) for seq in range(8))))
+    worker.execute(Batch((), (), (1, 2, 3, 4, 5)))
+    before = [list(lane) for lane in context.lanes]
+    result = worker.execute(Batch((piece(7, [5], 2), piece(0, [6], 2), piece(6, [3], 2))))
+    assert result.token_ids == [6, 7, 4]
+    assert context.calls[-1][2] == [0, 6, 7], "the hole of five is too long"
+    worker.execute(starting(piece(2, [9], blocks=[90])))
+    slices = (piece(7, [6], 3), piece(0, [7], 3), piece(6, [4], 3), piece(2, [10], 1, blocks=[90]))
+    assert worker.execute(Batch(slices)).token_ids == [7, 8, 5, 11]
+    _, positions, lanes, wanted = context.calls[-1]
+    assert len(lanes) == lanes[-1] - lanes[0] + 1 == 8
+    assert [row for row, lane in enumerate(lanes) if lane in (0, worker._map.lane(2), 6, 7)] == wanted
+    idle = [lane for lane in range(1, 6) if lane != worker._map.lane(2)]
+    assert [positions[lane] for lane in idle] == [2] * 4
+    assert [context.lanes[lane] for lane in idle] == [before[lane] for lane in idle], "fillers leave no trace"
+
+
+@pytest.mark.parametrize("changes", [{"streams": False}, {"can_cut": False}])
+def test_no_holes_are_filled_where_that_is_of_no_use(changes):
+    context = ScriptedContext(**changes)
+    worker = make(context)
+    worker.execute(starting(*(piece(seq, [seq]) for seq in range(3))))
+    worker.execute(Batch((piece(0, [5], 1), piece(2, [5], 1)), (), (1,)))
+    assert context.calls[-1][2] == [0, 2]
+
+
+def test_a_step_that_is_too_long_for_one_call_is_cut(worker, context):
+    slices = [piece(seq, range(18)) for seq in range(3)]
+    assert worker.execute(starting(*slices)).token_ids == [18, 18, 18]
+    assert [len(call[0]) for call in context.calls] == [24, 24, 6]
+    assert [len(call[3]) for call in context.calls] == [1, 1, 1]
+
+
+def test_prompts_are_scored_by_few_rows_at_a_time(worker, context):
+    params = SamplingParams(temperature=0, prompt_logprobs=1)
+    prompt = [1, 2, 3, 9, 10, 11, 12, 13, 14, 15, 16, 17, 3, 4, 5, 6, 7, 8, 20, 21]
+    result = worker.execute(
+        Batch(
+            (piece(0, prompt), piece(1, [4]), piece(2, range(5))),
+            (begin(0, *prompt, params=params), begin(1, 4), begin(2, *range(5), params=params)),
+        )
+    )
+    assert result.token_ids == [22, 5, 5]
+    assert set(result.prompt_logprobs) == {0, 2}
+    for seq, tokens in [(0, prompt), (2, range(5))]:
+        entries = result.prompt_logprobs[seq]
+        assert len(entries) == len(tokens)
+        assert entries[0] is None
+        sure = [entry.logprob > -0.1 for entry in entries[1:]]
+        assert sure == [b == a + 1 for a, b in pairwise(tokens)]
+
+
+def test_content_that_was_lost_is_computed_again():
+    context = ScriptedContext(lanes=2)
+    worker = make(context, seats=2)
+    prompt = tuple(range(9))
+    worker.execute(starting(piece(0, prompt[:8], blocks=(1, 2))))
+    worker.execute(starting(piece(1, [30], blocks=(3,))))
+    lost = worker.execute(Batch((piece(0, [31], blocks=(4,)),), (begin(0, 31),), (0, 1)))
+    assert lost.lost_blocks == (1, 2)
+    result = worker.execute(Batch((piece(1, [8], 8, blocks=(1, 2, 5)),), (begin(1, *prompt),)))
+    assert result.token_ids == [9]
+    assert context.calls[-1][0] == list(prompt)
+    assert context.calls[-1][3] == [8]
+    assert worker.map_stats.missing_tokens == 8
+
+
+def test_lanes_that_cannot_be_cut_are_computed_again_from_the_start():
+    context = ScriptedContext(can_cut=False)
+    worker = make(context)
+    worker.execute(starting(piece(0, range(8))))
+    worker.execute(Batch((piece(0, [8], 8),)))
+    assert worker.execute(Batch((piece(0, [20], 8),))).token_ids == [21]
+    assert context.calls[-1][0] == [*range(8), 20]
+    assert worker.execute(
+        Batch((piece(1, [8], 8, blocks=(0, 1, 12)),), (begin(1, *range(9)),))
+    ).token_ids == [9]
+    assert context.calls[-1][0] == list(range(9))
+
+
+def test_without_room_ended_sequences_are_forgotten_first(worker, context):
+    worker.execute(starting(piece(0, range(8)), piece(1, range(4))))
+    context.code = lambda call: 1 if any(map(len, context.lanes[2:])) or context.lanes[0] else 0
+    result = worker.execute(Batch((piece(1, [5], 4),), (), (0,)))
+    assert result.token_ids == [6]
+    assert result.lost_blocks == (0, 1)
+    assert result.unplaced == frozenset()
+
+
+def test_without_room_for_all_of_a_step_some_sequences_stay_unplaced(worker, context):
+    context.code = lambda call: int(len(call[0]) > 4)
+    slices = (piece(0, [1, 2]), piece(1, range(5)), piece(2, [3]), piece(3, range(4)))
+    result = worker.execute(starting(*slices))
+    assert result.token_ids == [3, None, 4, 4]
+    assert result.unplaced == {1}
+    context.code = lambda call: 0
+    again = worker.execute(Batch((piece(1, range(5)), piece(0, [3], 2)), (begin(1, *range(5)),), (1,)))
+    assert again.token_ids == [5, 4]
+    worker._map.check_integrity()
+
+
+@pytest.mark.parametrize("code", [2, -1, -2, -3])
+def test_a_failure_empties_the_memory(worker, context, code):
+    worker.execute(starting(piece(0, range(4)), piece(1, range(3))))
+    context.code = lambda call: code
+    with pytest.raises(WorkerError, match=f"llama_decode returned {code} for 2 tokens"):
+        worker.execute(Batch((piece(0, [4], 4), piece(1, [3], 3))))
+    assert not any(context.lanes)
+    context.code = lambda call: 0
+    # Sequences may begin again, and one that goes on is computed from its start.
+    result = worker.execute(Batch((piece(0, range(4)), piece(1, [3], 3)), (begin(0, *range(4)),), (0,)))
+    assert result.token_ids == [4, 4]
+    assert result.lost_blocks == ()
+
+
+def test_what_else_fails_is_a_worker_error_too(worker, context):
+    def fail(call):
+        raise MemoryError("no more")
+
+    context.code = fail
+    with pytest.raises(WorkerError, match="MemoryError while executing a batch: no more"):
+        worker.execute(starting(piece(0, [1])))
+    with pytest.raises(WorkerError, match="sequence 0 has 70 tokens; at most 64 fit"):
+        worker.execute(starting(piece(0, [1] * 70)))
+    context.code = lambda call: 0
+    assert worker.execute(starting(piece(0, [1]))).token_ids == [2]
+
+
+def test_closing_frees_once(worker, context):
+    worker.close()
+    worker.close()
+    assert context.closed == 1
+    with pytest.raises(WorkerError, match="closed"):
+        worker.execute(Batch(()))
+
+
+def config(**changes):
+    values = {
+        "device": "cpu",
+        "dtype": "bf16",
+        "max_length": 256,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "block_size": 16,
+        "num_blocks": 128,
+        "threads": 1,
+    }
+    return WorkerConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "layout"),
+    [
+        ({}, Layout(True, 8, 8 * 256)),
+        ({"num_blocks": 127}, Layout(False, 128, 2048)),
+        ({"num_blocks": 4000}, Layout(True, 8, 8 * 256)),
+        ({"max_length": 300, "num_blocks": 8 * 19}, Layout(True, 8, 8 * 512)),
+        ({"max_num_seqs": 300, "num_blocks": 256 * 16}, Layout(True, 256, 256 * 256)),
+        ({"max_num_seqs": 200, "num_blocks": 100}, Layout(False, 200, 1792)),
+    ],
+)
+def test_the_pool_decides_how_sequences_share_memory(changes, layout):
+    assert choose_layout(config(**changes), max_lanes=256) == layout
+
+
+# With llama.cpp itself
+
+
+@pytest.fixture
+def load():
+    pytest.importorskip("llama_cpp")
+    from millstream.backends.llamacpp.worker import load_worker
+
+    def load(
+        path=BUNDLED_MODELS["pyhelp-bf16"], vocab_size=4096, progress=lambda what, share: None, **changes
+    ):
+        info = ModelInfo(
+            name=path.stem,
+            path=path,
+            backend="llamacpp",
+            architecture="llama",
+            num_parameters=1,
+            vocab_size=vocab_size,
+            max_length=2048,
+            eos_token_ids=(2,),
+            generation_defaults={},
+        )
+        return load_worker(info, config(**changes), progress)
+
+    return load
+
+
+def test_loading_tells_its_progress_and_prints_nothing(load, capfd, caplog):
+    caplog.set_level(logging.DEBUG, "millstream.llamacpp")
+    told = []
+    worker = load(progress=lambda what, share: told.append((what, share)))
+    worker.execute(starting(piece(0, range(5))))
+    worker.close()
+    assert told[-1] == ("weights", 1.0)
+    assert capfd.readouterr() == ("", "")
+    lines = [record for record in caplog.records if record.name == "millstream.llamacpp"]
+    assert any("n_ctx_seq" in record.message and record.levelno == logging.INFO for record in lines)
+    assert all("\n" not in record.message for record in lines)
+
+
+def test_the_spec_says_what_the_worker_can_do(load):
+    worker = load(max_num_seqs=300, num_blocks=200)
+    assert worker.spec.max_num_seqs == 256
+    assert worker.spec.shares_prefixes
+    assert not worker.spec.shares_within_step
+    worker.close()
+
+
+def test_a_file_that_is_no_model_is_named(load, tmp_path, capfd):
+    path = tmp_path / "text.gguf"
+    path.write_text("Once upon a time")
+    with pytest.raises(ModelFormatError, match=r"text\.gguf cannot be loaded by llama\.cpp: .*magic"):
+        load(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_vocabulary_of_another_size_is_refused(load):
+    with pytest.raises(ModelFormatError, match="has 4096 tokens; 4000 were found"):
+        load(vocab_size=4000)
+
+
+def test_more_cells_than_llamacpp_can_count_are_refused(load):
+    with pytest.raises(InsufficientMemory, match="smaller max_length, max_num_seqs or num_blocks"):
+        load(num_blocks=1 << 28, max_length=1 << 29)
+
+
+def test_a_cache_that_does_not_fit_memory_is_refused():
+    pytest.importorskip("llama_cpp")
+    program = f"""
+        import resource
+        from pathlib import Path
+        from millstream.backends.llamacpp.worker import load_worker
+        from millstream.backends.worker import ModelInfo, WorkerConfig
+        from millstream.errors import InsufficientMemory
+
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35))
+        info = ModelInfo(name="m", path=Path({str(BUNDLED_MODELS["pyhelp-bf16"])!r}), backend="llamacpp",
+            architecture="llama", num_parameters=1, vocab_size=4096, max_length=2048, eos_token_ids=(),
+            generation_defaults={{}})
+        config = WorkerConfig(device="cpu", dtype="bf16", max_length=1 << 20, max_num_seqs=32, block_size=16,
+            max_num_batched_tokens=64, num_blocks=1 << 21, threads=1)
+        try:
+            load_worker(info, config, lambda what, share: None)
+        except InsufficientMemory as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.startswith(
+        "llama.cpp could not set up 32 sequences with 33554432 tokens in all for m: "
+    )
+    assert done.stderr == ""
