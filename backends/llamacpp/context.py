@@ -172,7 +172,7 @@ class LlamaContext:
     def _make_context(self, info: ModelInfo, config: WorkerConfig) -> Any:
         layout = self.layout
         parameters = self._api.llama_context_default_params()
-        parameters.n_ctx = min(layout.cells, _MAX_CELLS)
+        parameters.n_ctx = layout.cells
         parameters.n_seq_max = layout.lanes
         parameters.kv_unified = not layout.streams
         parameters.n_batch = max(2, config.max_num_batched_tokens)

@@ -1,28 +1,23 @@
 """llama.cpp itself, one sequence at a time: what exports and workers are compared with."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from llama_cpp import llama_cpp
+
+from millstream.backends.llamacpp.library import load_library
+
+llama_cpp = load_library()  # its log goes to Python's logging, not to the terminal
 
 F32 = 0
 """ggml's number of the type."""
-
-
-@llama_cpp.llama_log_callback
-def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp writes its log to the terminal unless someone takes it."""
 
 
 class PlainLlama:
     """A model on one thread with a cache in f32, so that it can be compared with float32 references."""
 
     def __init__(self, path: Path, n_ctx: int = 256, vocab_only: bool = False) -> None:
-        llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_default_params()
         model.n_gpu_layers = 0
         model.vocab_only = vocab_only
