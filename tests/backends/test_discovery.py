@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS
-from millstream.backends.discovery import files_to_fetch, locate, missing_files
+from millstream.backends.discovery import locate
+from millstream.backends.model_files import files_to_fetch, missing_files
 from millstream.errors import InvalidArgument, ModelError, ModelFormatError, ModelNotFound
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
