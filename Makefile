@@ -1,6 +1,7 @@
 # Two commands: `make run` answers prompts on the bundled model, `make test` checks everything.
 PYTHON ?= python3
 VENV := .venv
+NATIVE := setup.py $(wildcard backends/native/csrc/*)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
@@ -34,10 +35,10 @@ $(VENV)/bin/python:
 		{ echo "Millstream needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(PIP) -e .[dev,llamacpp]
 	@touch $@ $(VENV)/.installed

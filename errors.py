@@ -6,17 +6,24 @@
     ├── NotSupported                        asked for something this build or this model cannot do
     ├── QueueFull                           refused by back-pressure; carries `retry_after` in seconds
     ├── ModelError
+    │   ├── AdapterNotFound                 no adapter of that name is loaded, or no such file
+    │   ├── AdapterLoaded                   an adapter of that name is loaded already
+    │   ├── AdapterInUse                    requests still run under the adapter
     │   ├── ModelNotFound                   no such folder, hub id, bundled name or installed model
     │   ├── ModelFormatError                files are missing, truncated or of an unknown kind
     │   ├── ModelStateError                 the call does not fit the model's life cycle
     │   └── InsufficientMemory              the plan does not fit; says the numbers and what would make it fit
     ├── UnknownRequest                      the handle names no live request of that model
+    ├── RequestFailed                       a request ended before it had what was asked for; says why
     └── WorkerError                         the worker failed while executing a batch
 
 A shortage (no free block, no free sequence) is a value, None, and never an exception.
 """
 
 __all__ = [
+    "AdapterInUse",
+    "AdapterLoaded",
+    "AdapterNotFound",
     "InsufficientMemory",
     "InvalidArgument",
     "LimitExceeded",
@@ -27,6 +34,7 @@ __all__ = [
     "ModelStateError",
     "NotSupported",
     "QueueFull",
+    "RequestFailed",
     "UnknownRequest",
     "WorkerError",
 ]
@@ -75,6 +83,18 @@ class ModelError(MillstreamError):
     """Base of what can go wrong with a model as a whole."""
 
 
+class AdapterNotFound(ModelError):
+    """No adapter of that name is loaded, or there is no such file."""
+
+
+class AdapterLoaded(ModelError):
+    """An adapter of that name is loaded already."""
+
+
+class AdapterInUse(ModelError):
+    """Requests still run under the adapter."""
+
+
 class ModelNotFound(ModelError):
     """No such folder, hub id, bundled name or installed model."""
 
@@ -89,6 +109,10 @@ class ModelStateError(ModelError):
 
 class InsufficientMemory(ModelError):
     """The memory plan does not fit the limit of the process or the device."""
+
+
+class RequestFailed(MillstreamError):
+    """A request ended before it had what was asked for."""
 
 
 class UnknownRequest(MillstreamError):

@@ -16,7 +16,7 @@ DEFAULT_BATCHED_TOKENS = 2048
 
 
 class AsModelConfig(msgspec.Struct):
-    """DashInfer's fields under DashInfer's names and defaults; the last four are Millstream's own.
+    """DashInfer's fields under DashInfer's names and defaults; the last five are Millstream's own.
 
     | field | meaning here |
     |---|---|
@@ -28,15 +28,16 @@ class AsModelConfig(msgspec.Struct):
     | engine_max_prefill_length | most tokens of a step, so the longest chunk of a prompt; 0 chooses |
     | num_threads | 0 chooses the physical cores |
     | cache_span_size | tokens of a KV block |
+    | cache_mode | data type of keys and values in the cache |
     | cache_span_num_init | number of KV blocks; 0 chooses |
     | prefix_cache_ttl | seconds an unused prefix is kept |
     | eviction_strategy | who gives way when blocks run short; it is resumed later, never ended |
     | scheduling_strategy | both members are one: a step serves running requests and prompts together |
-    | lora_max_rank, lora_max_num | bounds on adapters, of which none can be loaded |
+    | lora_max_rank, lora_max_num | bounds on adapters |
 
     Refused at `install_model` with any value but DashInfer's default, because nothing here does them:
     swap_threshold, text_graph, matmul_precision (`data_type` chooses the precision), lora_names,
-    cache_span_num_grow (the pool has one size), prefill_mode, cache_mode, enable_sparsity_matmul.
+    cache_span_num_grow (the pool has one size), prefill_mode, enable_sparsity_matmul.
 
     An unknown keyword is a TypeError, an unknown attribute an AttributeError.
     """
@@ -67,6 +68,8 @@ class AsModelConfig(msgspec.Struct):
     lora_max_num: int = 5
     data_type: str = "auto"
     """float32, bfloat16 or float16; "auto" takes what was serialised, or what suits the device."""
+    quantization: str = "none"
+    """none, int8 or int4; "none" takes what was serialised."""
     backend: str | Backend = "auto"
     memory_fraction: float | None = None
     """Share of the memory limit; None takes BFC_MEM_RATIO on a GPU and the engine's default elsewhere."""
@@ -78,10 +81,9 @@ _REASONS = {
     "swap_threshold": "no tensor is swapped out",
     "text_graph": "there is no graph file in text form",
     "matmul_precision": "data_type chooses the precision of weights and products",
-    "lora_names": "LoRA adapters are not supported",
+    "lora_names": "adapters are loaded by load_lora, once the model runs",
     "cache_span_num_grow": "the block pool has one size, cache_span_num_init",
     "prefill_mode": "the device decides which attention kernel runs",
-    "cache_mode": "keys and values are stored in the model's data type",
     "enable_sparsity_matmul": "sparse products are not supported",
 }
 _ENUMS = {
@@ -96,6 +98,11 @@ _LEAST = {
     "engine_max_prefill_length": 0,
     "cache_span_num_init": 0,
 }
+_CACHES = {
+    AsCacheMode.AsCacheDefault: "auto",
+    AsCacheMode.AsCacheQuantI8: "int8",
+    AsCacheMode.AsCacheQuantU4: "uint4",
+}
 _EVICTIONS = {AsEvictionStrategy.MaxLength: Eviction.MAX_LENGTH, AsEvictionStrategy.Random: Eviction.RANDOM}
 
 
@@ -109,15 +116,19 @@ def engine_config(config: AsModelConfig) -> ModelConfig:
     """
     _check(config)
     device = device_of(config.compute_unit)
-    model, data_type = source_of(config.model_path or config.model_name, config.weights_path)
+    model, data_type, quantization = source_of(config.model_path or config.model_name, config.weights_path)
     if config.data_type != "auto":
         data_type = config.data_type
+    if config.quantization != "none":
+        quantization = config.quantization
     made = ModelConfig(
         model=model,
         name=config.model_name,
         backend=config.backend,
         device=device,
         dtype=data_type,
+        quantization=quantization,
+        kv_cache_dtype=_CACHES[config.cache_mode],
         threads=config.num_threads,
         max_length=config.engine_max_length,
         block_size=config.cache_span_size,
@@ -127,6 +138,8 @@ def engine_config(config: AsModelConfig) -> ModelConfig:
         max_num_seqs=config.engine_max_batch,
         max_num_batched_tokens=config.engine_max_prefill_length
         or max(DEFAULT_BATCHED_TOKENS, config.engine_max_batch),
+        max_adapters=config.lora_max_num,
+        max_adapter_rank=config.lora_max_rank,
         eviction=_EVICTIONS[config.eviction_strategy],
         warmup=_warmup(config),
     )

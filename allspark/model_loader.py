@@ -91,6 +91,7 @@ class HuggingFaceModel(LLM):
         self.data_type = _data_type(user_set_data_type)
         self.tokenizer: Any = None
         self.quant_setting: QuantizationSettings | None = None
+        self._quantization = "none"
         self._source = ModelSource(os.fspath(pretrain_model_name_or_path), backend)
         self._config_changes: dict[str, Any] = {}
         self._serialised_to: tuple[str, str] | None = None
@@ -165,20 +166,23 @@ class HuggingFaceModel(LLM):
         return self
 
     def init_quantization(self, enable: bool = True, customized_quant_config: Any = None) -> Self:
-        """Read a quantisation's settings into `quant_setting`; enabling one is refused.
+        """Read a quantisation's settings into `quant_setting`, and choose it for the engine if `enable`.
+
+        Weights are quantised when the engine reads them, at the model's start.
 
         Raises:
-            NotSupported: `enable` is True.
+            NotSupported: the engine does not do what is to be enabled; `quant_setting` stays as it was.
             ValueError: there are no settings, or they contradict each other.
         """
-        if enable:
-            raise _no_quantisation()
         settings = customized_quant_config or self.get_model_config().get("quantization_config")
         if not settings:
             raise InvalidArgument(
                 "customized_quant_config", settings, "settings, as the model's configuration has none"
             )
-        self.quant_setting = QuantizationSettings.from_hf_config(settings)
+        read = QuantizationSettings.from_hf_config(settings)
+        if enable:
+            self._quantization = read.engine_quantization()
+        self.quant_setting = read
         return self
 
     # Tokenizer
@@ -232,6 +236,7 @@ class HuggingFaceModel(LLM):
             .max_length(length)
             .max_batch(max_batch)
             .data_type(self.data_type)
+            .quantization(self._quantization)
             .backend(self._source.backend)
         )
 
@@ -274,13 +279,15 @@ class HuggingFaceModel(LLM):
         """Let the engine read the checkpoint where it is; no copy is made, neither on disk nor in memory.
 
         With a changed rotary scaling, a temporary folder of the engine's holds the changed configuration and
-        links to the weights. `weight_only_quant`, `customized_quant_config` and `multinode_mode` say how to
-        quantise and how to split over devices; they matter only with `enable_quant` or several devices.
+        links to the weights. With `enable_quant` the engine quantises as `customized_quant_config`, or the
+        model's configuration, says; activations take 8 bits then, with `weight_only_quant`, too.
+        `multinode_mode` says how to split over devices and matters only with several.
 
         Raises:
-            NotSupported: quantisation or adapters are asked for.
+            NotSupported: adapters, or a quantisation that the engine does not do, are asked for.
+            ValueError: see `init_quantization`.
         """
-        _check_serialising(enable_quant, lora_cfg)
+        self._check_serialising(enable_quant, customized_quant_config, lora_cfg)
         path = self._source.path
         self._serialised_to = (str(path), "")
         if self._config_changes:
@@ -302,18 +309,19 @@ class HuggingFaceModel(LLM):
     ) -> Self:
         """Write the model into a folder, where `model_dir(folder, name)` and `DashInferModel` find it.
 
-        The other arguments are those of `serialize_to_memory`. With `skip_if_exists`, a complete model that
-        is there already, of the same data type and rotary scaling, is kept.
+        The other arguments are those of `serialize_to_memory`; the weights are written as they are, and the
+        graph file says how they are to be quantised. With `skip_if_exists`, a complete model that is there
+        already, of the same data type, quantisation and rotary scaling, is kept.
 
         Raises:
-            NotSupported: quantisation or adapters are asked for.
+            NotSupported, ValueError: see `serialize_to_memory`.
             InvalidArgument: no folder is named.
         """
-        _check_serialising(enable_quant, lora_cfg)
+        self._check_serialising(enable_quant, customized_quant_config, lora_cfg)
         if not os.fspath(model_output_dir):
             raise InvalidArgument("model_output_dir", model_output_dir, "a folder")
         source, name = self._source.path, self.safe_model_name
-        graph = Graph.of(source, self.data_type, self._config_changes)
+        graph = Graph.of(source, self.data_type, self._config_changes, self._quantization)
         if skip_if_exists and is_written(model_output_dir, name, graph):
             logger.info("%s is in %s already", name, model_output_dir)
         else:
@@ -343,6 +351,17 @@ class HuggingFaceModel(LLM):
 
     # Pieces
 
+    def _check_serialising(
+        self, enable_quant: bool, quant_config: Any, lora_cfg: Mapping[str, Any] | None
+    ) -> None:
+        if lora_cfg and lora_cfg.get("lora_names"):
+            raise NotSupported(
+                f"lora_cfg is {dict(lora_cfg)!r}: adapters are loaded by load_lora, once the model runs; "
+                "allowed: None"
+            )
+        if enable_quant:
+            self.init_quantization(customized_quant_config=quant_config)
+
     def _diconfig(self) -> DIConfigBuilder:
         runtime = (
             AsModelRuntimeConfigBuilder()
@@ -360,19 +379,6 @@ class HuggingFaceModel(LLM):
             .generation_config(generation.build())
             .tokenizer("local")
         )
-
-
-def _check_serialising(enable_quant: bool, lora_cfg: Mapping[str, Any] | None) -> None:
-    if enable_quant:
-        raise _no_quantisation()
-    if lora_cfg and lora_cfg.get("lora_names"):
-        raise NotSupported(f"lora_cfg is {dict(lora_cfg)!r}: LoRA adapters are not supported; allowed: None")
-
-
-def _no_quantisation() -> NotSupported:
-    return NotSupported(
-        "quantising while loading is not supported; allowed: False, with a data type or a GGUF file"
-    )
 
 
 def _data_type(value: str | None) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
@@ -12,7 +13,7 @@ import msgspec
 from .. import __version__
 from ..backends.worker import Tokenizer
 from ..engine import Engine as MillstreamEngine
-from ..errors import MillstreamError, NotSupported
+from ..errors import LimitExceeded, MillstreamError
 from .enums import AsStatus
 from .model_config import AsModelConfig, engine_config
 from .runtime_config import AsModelRuntimeConfigBuilder
@@ -29,6 +30,7 @@ class AsEngine:
     def __init__(self) -> None:
         self._engine = MillstreamEngine()
         self._thread = threading.local()
+        self._lora_max_num: dict[str, int] = {}
         self._folders: list[TemporaryDirectory[str]] = []
         logger.info("AllSpark verbs of Millstream %s", self.get_version_full())
 
@@ -128,12 +130,31 @@ class AsEngine:
     # Adapters
 
     def load_lora(self, model_name: str, lora_name: str) -> AsStatus:
-        """Refused with ALLSPARK_LORA_NOT_FOUND."""
-        return self._no_lora(model_name, lora_name)
+        """Load an adapter from a path, or from a file beside the model, where .gguf may be left out.
+
+        Requests name it in `lora_name`. What is wrong with it is answered with a code of its own, as in
+        DashInfer: NOT_FOUND, ALREADY_LOADED, NUM_EXCEED_LIMIT (lora_max_num), RANK_EXCEED_LIMIT
+        (lora_max_rank).
+        """
+        try:
+            path = _adapter_path(lora_name, self._engine.model_info(model_name).path)
+            self._engine.load_adapter(model_name, lora_name, path)
+        except LimitExceeded as error:
+            full = len(self._engine.adapters(model_name)) >= self._lora_max_num[model_name]
+            return self._refuse(
+                error,
+                AsStatus.ALLSPARK_LORA_NUM_EXCEED_LIMIT_ERROR
+                if full
+                else AsStatus.ALLSPARK_LORA_RANK_EXCEED_LIMIT_ERROR,
+            )
+        except MillstreamError as error:
+            return self._refuse(error)
+        self._thread.error = None
+        return AsStatus.ALLSPARK_SUCCESS
 
     def unload_lora(self, model_name: str, lora_name: str) -> AsStatus:
-        """Refused with ALLSPARK_LORA_NOT_FOUND."""
-        return self._no_lora(model_name, lora_name)
+        """Forget an adapter; ALLSPARK_LORA_IN_USE while requests run under it."""
+        return self._answer(lambda: self._engine.unload_adapter(model_name, lora_name))
 
     # For the rest of the package
 
@@ -146,14 +167,7 @@ class AsEngine:
     def _build_model_from_as_model_config(self, config: AsModelConfig | AsModelRuntimeConfigBuilder) -> None:
         built = config.build() if isinstance(config, AsModelRuntimeConfigBuilder) else config
         self._engine.install_model(engine_config(built))
-
-    def _no_lora(self, model_name: str, lora_name: str) -> AsStatus:
-        try:
-            self._engine.model_info(model_name)
-        except MillstreamError as error:
-            return self._refuse(error)
-        refusal = NotSupported(f"LoRA adapter {lora_name!r}: {model_name!r} takes no adapters")
-        return self._refuse(refusal, AsStatus.ALLSPARK_LORA_NOT_FOUND)
+        self._lora_max_num[built.model_name] = built.lora_max_num
 
     def _answer(self, verb: Callable[[], object]) -> AsStatus:
         """Call `verb`, and answer the status of its error."""
@@ -169,3 +183,12 @@ class AsEngine:
         logger.error("%s: %s", status.name, error)
         self._thread.error = error
         return status
+
+
+def _adapter_path(name: str, model: Path) -> Path:
+    """Where an adapter lies: beside the model's files, or where its name says."""
+    folder = model if model.is_dir() else model.parent
+    for path in (folder / name, folder / f"{name}.gguf"):
+        if path.exists():
+            return path
+    return Path(name)

@@ -135,6 +135,10 @@ class AsModelRuntimeConfigBuilder:
         """Data type of the weights, "auto" for the model's own (Millstream's)."""
         return self._set("data_type", data_type)
 
+    def quantization(self, quantization: str) -> Self:
+        """What becomes of the weights while they are loaded: none, int8 or int4 (Millstream's)."""
+        return self._set("quantization", quantization)
+
     def backend(self, backend: str | Backend) -> Self:
         """Which backend loads the model, "auto" for the one that reads its files (Millstream's)."""
         return self._set("backend", backend)

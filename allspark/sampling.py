@@ -15,12 +15,13 @@
 | eos_token_id | an id or a list of ids; the model's own where it is not given (DashInfer takes 102) |
 | early_stopping | False means ignore_eos: end-of-sequence tokens do not end the request, stop words do |
 | top_logprobs | up to 20; counts only where logprobs is True |
+| lora_name | RequestOptions.adapter; "" asks for none |
 | uuid | a name for the log |
 
-These ask for nothing with the values named and are refused with others: num_beams 1; lora_name "" or None;
-response_format None, {} or {"type": "text"}; mm_info None; enable_tensors_from_model_inference False. Two
-kinds of key have no effect in DashInfer either, and none here: length_penalty without beams, vocab and
-vocab_type without response_format.
+These ask for nothing with the values named and are refused with others: num_beams 1; response_format None,
+{} or {"type": "text"}; mm_info None; enable_tensors_from_model_inference False. Two kinds of key have no
+effect in DashInfer either, and none here: length_penalty without beams, vocab and vocab_type without
+response_format.
 
 The other fields of SamplingParams and RequestOptions are taken under their own names. None means "not given".
 """
@@ -83,7 +84,6 @@ _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value == 1,
         "beam search is not supported; allowed: 1",
     ),
-    "lora_name": (lambda value: value == "", 'LoRA adapters are not supported; allowed: ""'),
     "response_format": (
         lambda value: value in ({}, {"type": "text"}),
         'guided decoding is not supported; allowed: {"type": "text"}, or nothing',
@@ -126,6 +126,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
     if not isinstance(uuid, str):
         raise InvalidArgument("uuid", uuid, "a string")
     options = {key: given[key] for key in OPTION_KEYS if key in given}
+    if given.get("lora_name", "") != "":
+        _set_once(options, "adapter", given["lora_name"], "lora_name")
     RequestOptions(**options)
     return Translation(_params(given), options, uuid)
 

@@ -35,17 +35,21 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     """Name of the model's file in the folder; empty where the folder is the model."""
     data_type: str
+    quantization: str = "none"
     config_changes: dict[str, Any]
     """Entries of config.json that differ from the model it was made of."""
 
     @classmethod
-    def of(cls, source: Path, data_type: str, config_changes: dict[str, Any]) -> "Graph":
+    def of(
+        cls, source: Path, data_type: str, config_changes: dict[str, Any], quantization: str = "none"
+    ) -> "Graph":
         """For a model made of `source`, a folder or a file, by this version."""
         return cls(
             format=FORMAT,
             version=__version__,
             file=source.name if source.is_file() else "",
             data_type=data_type,
+            quantization=quantization,
             config_changes=config_changes,
         )
 
@@ -78,8 +82,8 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     return graph
 
 
-def source_of(model_path: str, weights_path: str) -> tuple[str, str]:
-    """What the two paths of an AsModelConfig name: a model for the engine, and its data type.
+def source_of(model_path: str, weights_path: str) -> tuple[str, str, str]:
+    """What the two paths of an AsModelConfig name: a model for the engine, its data type and quantisation.
 
     A graph file leads to the folder beside it; anything else is a folder, a file, a hub id or a bundled name.
 
@@ -90,14 +94,15 @@ def source_of(model_path: str, weights_path: str) -> tuple[str, str]:
     if not model_path.endswith(GRAPH_SUFFIX):
         if weights_path not in ("", model_path):
             raise InvalidArgument("weights_path", weights_path, f"{model_path!r}, as model_path, or nothing")
-        return model_path, "auto"
+        return model_path, "auto", "none"
     graph = read_graph(model_path)
     folder = Path(model_path).with_suffix(WEIGHTS_SUFFIX)
     if weights_path and Path(weights_path) != folder:
         raise InvalidArgument("weights_path", weights_path, f"{str(folder)!r}, beside model_path, or nothing")
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} does not exist; {model_path} needs it beside it")
-    return str(folder / graph.file) if graph.file else str(folder), graph.data_type
+    model = str(folder / graph.file) if graph.file else str(folder)
+    return model, graph.data_type, graph.quantization
 
 
 def is_written(model_dir: str | os.PathLike[str], prefix: str, wanted: Graph) -> bool:

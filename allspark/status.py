@@ -1,6 +1,9 @@
 """From Millstream's errors to DashInfer's status codes."""
 
 from ..errors import (
+    AdapterInUse,
+    AdapterLoaded,
+    AdapterNotFound,
     InsufficientMemory,
     InvalidArgument,
     LimitExceeded,
@@ -25,6 +28,9 @@ _STATUS_OF: dict[type[MillstreamError], AsStatus] = {
     UnknownRequest: AsStatus.ALLSPARK_ILLEGAL_REQUEST_ID,
     InsufficientMemory: AsStatus.ALLSPARK_MEMORY_ERROR,
     ModelFormatError: AsStatus.ALLSPARK_IO_ERROR,
+    AdapterNotFound: AsStatus.ALLSPARK_LORA_NOT_FOUND,
+    AdapterLoaded: AsStatus.ALLSPARK_LORA_ALREADY_LOADED,
+    AdapterInUse: AsStatus.ALLSPARK_LORA_IN_USE,
     WorkerError: AsStatus.ALLSPARK_RUNTIME_ERROR,
 }
 

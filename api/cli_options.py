@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS
 from ..engine import ModelConfig, Policy
 from ..engine.config import BLOCK_SIZES
 from ..errors import InvalidArgument
@@ -21,6 +22,8 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--backend", help="torch, llamacpp or auto")
     add("--device", help="cpu, cuda, cuda:1, … or auto")
     add("--dtype", help="of weights and cache: bfloat16, float16, float32 or auto")
+    add("--quantization", help=f"of the weights, while they are loaded: {_one_of(QUANTIZATIONS)}")
+    add("--kv-cache-dtype", help=f"of keys and values in the cache: {_one_of(KV_CACHE_DTYPES)}")
     add("--threads", type=int, metavar="N", help="0 uses all physical cores")
     add("--max-length", type=int, metavar="N", help="longest request in tokens, prompt and output together")
     add("--max-num-seqs", type=int, metavar="N", help="requests in one step")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from ..backends.hardware import Hardware, inspect_hardware
+from ..backends.native import Missing, best_level
 from ..engine import AsyncEngine, ModelConfig
 from ..engine.memory_plan import MemoryPlan, gib
 from .cli_options import add_engine_flags, model_config
@@ -68,8 +69,12 @@ def describe_hardware(hardware: Hardware) -> Iterator[str]:
 
 
 def describe_kernels(hardware: Hardware) -> Iterator[str]:
-    """Which implementation of attention and its companions a torch model runs on."""
-    yield _line("kernels", "torch reference")
+    """Which implementation of attention and its companions a torch model runs on a CPU."""
+    level = best_level()
+    if isinstance(level, Missing):
+        yield _line("kernels", f"plain torch; the native kernels are {level.reason}")
+    else:
+        yield _line("kernels", f"native, level {level}")
     compiler = "none" if hardware.compiler is None else str(hardware.compiler)
     yield _line("C++ compiler", compiler)
 

@@ -9,14 +9,32 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from ..errors import NotSupported, WorkerError
-from ..scheduler.batch import Batch, SequenceStart, StepResult, TokenLogprobs, Wants
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LimitExceeded, NotSupported, WorkerError
+from ..scheduler.batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
 from .hardware import MemoryLimit
-from .worker import MemoryNeeds, ModelInfo, Progress, TextStream, Tokenizer, WorkerConfig, WorkerSpec
+from .pooling import Pooler
+from .worker import (
+    Adapter,
+    EmbeddingSpec,
+    MemoryNeeds,
+    ModelInfo,
+    Progress,
+    TextStream,
+    Tokenizer,
+    WorkerConfig,
+    WorkerSpec,
+    require_plain_cache,
+    require_unquantised,
+)
 
 _MASK = (1 << 61) - 1
 _EMPTY = -1
+FAKE_EMBEDDING_SIZE = 6
 
 
 def _mix(state: int, value: int) -> int:
@@ -40,6 +58,8 @@ class FakeWorker:
         self._on_batch = on_batch
         self._slots = [_EMPTY] * (spec.num_blocks * spec.block_size)
         self._sequences: dict[int, SequenceStart] = {}
+        self._pooler = Pooler()
+        self._adapters: set[str] = set()
         self._closed = False
 
     @property
@@ -58,8 +78,11 @@ class FakeWorker:
                 raise WorkerError(f"the fake worker was told to fail: {error}") from error
         for seq in batch.retired:
             self._sequences.pop(seq, None)
+            self._pooler.retire(seq)
         for start in batch.started:
             self._sequences[start.seq] = start
+            self._pooler.start(start)
+        self._check(batch)
         if self._step_time:
             time.sleep(self._step_time)
         slots = self._slots
@@ -67,9 +90,11 @@ class FakeWorker:
         token_ids: list[int | None] = []
         logprobs: dict[int, TokenLogprobs] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+        embeddings: dict[int, tuple[float, ...]] = {}
         for piece in batch.slices:
             blocks, position = piece.blocks, piece.start
-            state = 0
+            start = self._sequences[piece.seq]
+            state = crc32(start.adapter.encode()) if start.adapter is not None else 0
             if position:
                 previous = position - 1
                 state = slots[blocks[previous // size] * size + previous % size]
@@ -79,22 +104,55 @@ class FakeWorker:
                 state = _mix(state, token + position)
                 slots[blocks[position // size] * size + position % size] = state
                 position += 1
-            start = self._sequences[piece.seq]
             if start.params.prompt_logprobs is not None and piece.start < start.num_prompt_tokens:
                 prompt_logprobs[piece.seq] = self._prompt_logprobs(start, piece.start, position)
-            if piece.wants is Wants.NOTHING:
+            if start.pooling is not None:
+                self._pooler.add(piece.seq, self._hidden_states(piece))
+            if piece.wants is not Wants.TOKEN:
                 token_ids.append(None)
+                if piece.wants is Wants.EMBEDDING:
+                    embeddings[piece.seq] = self._pooler.finish(piece.seq, position)
                 continue
             token = self._next_token(start, state, position)
             token_ids.append(token)
             if start.params.logprobs:
                 logprobs[piece.seq] = TokenLogprobs(-0.5, ((token, -0.5),) * bool(start.params.top_logprobs))
-        return StepResult(token_ids, logprobs, prompt_logprobs)
+        return StepResult(token_ids, logprobs, prompt_logprobs, embeddings)
+
+    def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
+        """Any name is an adapter, of rank 8; the file is not looked at."""
+        if max_rank is not None and max_rank < 8:
+            raise LimitExceeded(f"adapter {adapter.name!r} has rank 8; at most {max_rank} is allowed")
+        self._adapters.add(adapter.name)
+
+    def unload_adapter(self, name: str) -> None:
+        """See `Worker`."""
+        self._adapters.remove(name)
 
     def close(self) -> None:
         """Forget all slots."""
         self._slots = []
         self._closed = True
+
+    def _check(self, batch: Batch) -> None:
+        """Raise WorkerError where the batch asks for what the spec says this worker cannot do."""
+        starts = [self._sequences[piece.seq] for piece in batch.slices]
+        adapters = {start.adapter for start in starts}
+        if unknown := adapters - self._adapters - {None}:
+            raise WorkerError(f"adapters {unknown} are not loaded")
+        if len(adapters) > 1 and not self._spec.mixes_adapters:
+            raise WorkerError(f"adapters {adapters} in one batch")
+        for piece, start in zip(batch.slices, starts, strict=True):
+            if not self._spec.chunks_prompts and len(piece.tokens) != len(start.token_ids):
+                raise WorkerError(f"sequence {piece.seq} comes in pieces")
+
+    def _hidden_states(self, piece: Slice) -> NDArray[np.float32]:
+        """[tokens, FAKE_EMBEDDING_SIZE] made of the digests in the slots of a slice."""
+        size = self._spec.block_size
+        positions = range(piece.start, piece.start + len(piece.tokens))
+        states = [self._slots[piece.blocks[p // size] * size + p % size] for p in positions]
+        shifts = np.arange(FAKE_EMBEDDING_SIZE) * 8
+        return ((np.array(states)[:, None] >> shifts & 255) / 256).astype(np.float32)
 
     def _next_token(self, start: SequenceStart, state: int, position: int) -> int:
         if start.params.temperature > 0:
@@ -170,6 +228,9 @@ class FakeBackend:
         tokenizer: Tokenizer | None = None,
         shares_prefixes: bool = True,
         shares_within_step: bool = True,
+        generates: bool = True,
+        chunks_prompts: bool = True,
+        mixes_adapters: bool = True,
     ) -> None:
         self._vocab_size = vocab_size
         self._max_length = max_length
@@ -179,6 +240,9 @@ class FakeBackend:
         self._tokenizer = tokenizer
         self._shares_prefixes = shares_prefixes
         self._shares_within_step = shares_within_step
+        self._generates = generates
+        self._chunks_prompts = chunks_prompts
+        self._mixes_adapters = mixes_adapters
 
     def inspect(self, name: str, path: Path) -> ModelInfo:
         """What the constructor was told."""
@@ -200,6 +264,8 @@ class FakeBackend:
 
     def memory_needs(self, info: ModelInfo, config: WorkerConfig) -> MemoryNeeds:
         """A Python list of ints."""
+        require_unquantised(config, "a fake model has no weights")
+        require_plain_cache(config, "a fake model has no keys and values")
         return MemoryNeeds(weights=0, activations=0, kv_per_block=40 * config.block_size)
 
     def memory_limit(self, device: str) -> MemoryLimit:
@@ -218,6 +284,11 @@ class FakeBackend:
             max_num_batched_tokens=config.max_num_batched_tokens,
             shares_prefixes=self._shares_prefixes,
             shares_within_step=self._shares_within_step,
+            generates=self._generates,
+            embedding=EmbeddingSpec(size=FAKE_EMBEDDING_SIZE, pooling=Pooling.LAST),
+            chunks_prompts=self._chunks_prompts,
+            takes_adapters=True,
+            mixes_adapters=self._mixes_adapters,
             dtype="int64",
         )
         return FakeWorker(spec, step_time=self._step_time, on_batch=self._on_batch)

@@ -6,11 +6,26 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..scheduler.batch import Batch, StepResult
+from ..errors import InvalidArgument, NotSupported
+from ..scheduler.batch import Batch, Pooling, StepResult
 from .hardware import MemoryLimit
 
+QUANTIZATIONS = ("none", "int8", "int4")
+"""How weights may be quantised while they are loaded: not at all, or to 8 or 4 bits."""
+KV_CACHE_DTYPES = ("auto", "int8", "uint4")
+"""How a cache may hold keys and values: in the type that is computed in, or in 8 or 4 bits with a scale per
+token and head."""
 Progress = Callable[[str, float], None]
 """Told what is being done ("weights", "warm-up") and how much of it is done, from 0 to 1."""
+
+
+class EmbeddingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The embeddings that a model gives."""
+
+    size: int
+    """Numbers in each."""
+    pooling: Pooling
+    """The model's own, where a request names none."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,8 +46,26 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Sequences may share blocks; False switches the prefix cache off."""
     shares_within_step: bool = True
     """A sequence may read blocks that another one fills in the same step."""
+    generates: bool = True
+    """Slices may want tokens."""
+    embedding: EmbeddingSpec | None = None
+    """Slices may want embeddings; None where they may not."""
+    chunks_prompts: bool = True
+    """A prompt may be computed in several steps; not where its tokens see those that come after them."""
+    takes_adapters: bool = False
+    mixes_adapters: bool = True
+    """The sequences of one step may run under different adapters."""
     device: str = "cpu"
     dtype: str = "float32"
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A low-rank adapter (LoRA) in a file or folder."""
+
+    name: str
+    path: Path
+    scale: float = 1.0
+    """Factor of what it adds, beyond the file's own alpha / rank."""
 
 
 class Worker(Protocol):
@@ -50,6 +83,18 @@ class Worker(Protocol):
         Raises:
             WorkerError: the step failed as a whole and none of its results can be used.
         """
+
+    def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
+        """Make an adapter, whose name is free, ready for sequences. Called between steps.
+
+        Raises:
+            ModelFormatError: the file is damaged, or made for another model.
+            LimitExceeded: its rank is above `max_rank`.
+            NotSupported: `takes_adapters` is False, or it is of a kind that this worker does not run.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that no live sequence runs under. Called between steps."""
 
     def close(self) -> None:
         """Give all memory back. The worker is not used afterwards; a second call does nothing."""
@@ -118,6 +163,22 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int
     threads: int
+    quantization: str = "none"
+    """One of QUANTIZATIONS."""
+    kv_cache_dtype: str = "auto"
+    """One of KV_CACHE_DTYPES."""
+
+
+def require_plain_cache(config: WorkerConfig, reason: str) -> None:
+    """For a backend with one kind of cache. Raises InvalidArgument, saying the reason, for another kind."""
+    if config.kv_cache_dtype != "auto":
+        raise InvalidArgument("kv_cache_dtype", config.kv_cache_dtype, f"'auto', because {reason}")
+
+
+def require_unquantised(config: WorkerConfig, reason: str) -> None:
+    """For a backend that quantises nothing. Raises NotSupported, saying the reason, where it is asked to."""
+    if config.quantization != "none":
+        raise NotSupported(f"quantization is {config.quantization!r}: {reason}; allowed: 'none'")
 
 
 class MemoryNeeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +210,11 @@ class Backend(Protocol):
         """
 
     def memory_needs(self, info: ModelInfo, config: WorkerConfig) -> MemoryNeeds:
-        """Bytes that `load` with this configuration would take (`num_blocks` is not looked at)."""
+        """Bytes that `load` with this configuration would take (`num_blocks` is not looked at).
+
+        Raises:
+            NotSupported: this model cannot be quantised as `config` says.
+        """
 
     def memory_limit(self, device: str) -> MemoryLimit:
         """What the process (for a CPU) or the device may use, and what is in use now."""

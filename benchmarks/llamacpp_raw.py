@@ -25,7 +25,7 @@ from ..api.terminal import CommandParser, command_status
 from ..backends.llamacpp.backend import LlamaCppBackend
 from ..backends.llamacpp.bare_loop import BareSetting, Speeds, measure_bare
 from ..backends.registry import inspect_model
-from ..backends.worker import ModelInfo, Progress, Worker, WorkerConfig, WorkerSpec
+from ..backends.worker import Adapter, ModelInfo, Progress, Worker, WorkerConfig, WorkerSpec
 from ..engine import Engine, FinishReason, ModelConfig, ResultQueue, SamplingParams
 from ..errors import InvalidArgument, MillstreamError
 from ..scheduler import Batch, StepResult
@@ -137,6 +137,14 @@ class MarkingWorker:
         """See `Worker`."""
         self.marks.append(Mark(len(batch.slices), batch.num_tokens, perf_counter()))
         return self._worker.execute(batch)
+
+    def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
+        """See `Worker`."""
+        self._worker.load_adapter(adapter, max_rank)
+
+    def unload_adapter(self, name: str) -> None:
+        """See `Worker`."""
+        self._worker.unload_adapter(name)
 
     def close(self) -> None:
         """See `Worker`."""

@@ -1,17 +1,20 @@
 """The engine: models and their life cycle, the step loop, result queues and text output."""
 
-from ..scheduler import Eviction, FinishReason, Policy, SamplingParams
+from ..scheduler import Eviction, FinishReason, Policy, Pooling, SamplingParams
 from .async_engine import AsyncEngine
 from .config import ModelConfig
+from .embeddings import Embedding, PoolingParams
 from .engine import Engine, new_event_loop
+from .intake import RequestHandle
 from .memory_plan import MemoryPlan
-from .model import ModelState, RequestHandle
+from .model import ModelState
 from .request_times import RequestTimes
 from .result_queue import GeneratedElements, GenerateRequestStatus, ResultQueue
 from .stats import EngineStats
 
 __all__ = [
     "AsyncEngine",
+    "Embedding",
     "Engine",
     "EngineStats",
     "Eviction",
@@ -22,6 +25,8 @@ __all__ = [
     "ModelConfig",
     "ModelState",
     "Policy",
+    "Pooling",
+    "PoolingParams",
     "RequestHandle",
     "RequestTimes",
     "ResultQueue",

@@ -7,11 +7,13 @@ from typing import Any, Self, overload
 
 from ..backends.registry import inspect_model
 from ..backends.worker import ModelInfo, Progress, Tokenizer
-from ..errors import InvalidArgument, ModelNotFound, ModelStateError, UnknownRequest
+from ..errors import InvalidArgument, ModelNotFound, ModelStateError, RequestFailed, UnknownRequest
 from ..scheduler import SamplingParams
 from .config import ModelConfig
+from .embeddings import Embedding, PoolingParams
+from .intake import RequestHandle
 from .memory_plan import MemoryPlan
-from .model import InstalledModel, ModelState, RequestHandle
+from .model import InstalledModel, ModelState
 from .request_options import RequestOptions
 from .result_queue import ResultQueue
 from .stats import EngineStats
@@ -106,17 +108,20 @@ class AsyncEngine:
         """Queue one request; returns its handle and the queue of its (first) sample. Never blocks.
 
         `options` are the fields of RequestOptions: priority, tenant, cache_salt, deadline, queue_timeout,
-        detokenize.
+        adapter, detokenize.
 
         Raises:
             ModelNotFound, ModelStateError: the model is not there or does not take requests.
-            InvalidArgument, LimitExceeded: the request can never be served.
+            InvalidArgument, LimitExceeded, NotSupported: the request can never be served.
+            AdapterNotFound: the adapter is not loaded.
             QueueFull: too much is queued; says when to try again.
         """
         model = self._model(name)
         token_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         checked = _options(options)
-        handle = model.start_request(token_ids, SamplingParams() if params is None else params, checked)
+        handle = model.intake().start_request(
+            token_ids, SamplingParams() if params is None else params, checked
+        )
         return handle, handle.queue
 
     def start_request_ids(
@@ -153,6 +158,46 @@ class AsyncEngine:
             raise
         return started
 
+    def start_embedding(
+        self,
+        name: str,
+        prompt: str | Sequence[int],
+        params: PoolingParams | None = None,
+        **options: Any,
+    ) -> Started:
+        """Queue a request for an embedding of one prompt; once it has finished, `queue.embedding` holds it.
+
+        Raises: as `start_request` does; NotSupported where the model gives no embeddings.
+        """
+        model = self._model(name)
+        intake = model.intake()
+        token_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        checked = _options(options)
+        handle = intake.start_embedding(token_ids, PoolingParams() if params is None else params, checked)
+        return handle, handle.queue
+
+    async def embed(
+        self,
+        name: str,
+        prompts: Sequence[str | Sequence[int]],
+        params: PoolingParams | None = None,
+        **options: Any,
+    ) -> list[Embedding]:
+        """Embeddings of several prompts, in their order; when one is refused or fails, none is computed on.
+
+        Raises: as `start_embedding` does; RequestFailed where one ends without an embedding.
+        """
+        if isinstance(prompts, str):
+            raise InvalidArgument("prompts", prompts, "a sequence of texts or of token ids")
+        started: list[Started] = []
+        try:
+            started.extend(self.start_embedding(name, prompt, params, **options) for prompt in prompts)
+            return [await _embedding(queue) for _, queue in started]
+        finally:
+            for handle, queue in started:
+                if queue.finish_reason is None:
+                    self.stop_request(name, handle)
+
     def stop_request(self, name: str, handle: RequestHandle) -> None:
         """End a request at the next step; what it has produced stays readable.
 
@@ -180,6 +225,29 @@ class AsyncEngine:
         queues = model.live_queues() if handle is None else self._live(name, handle).queues
         for queue in queues:
             await queue.await_finished()
+
+    # Adapters
+
+    async def load_adapter(self, name: str, adapter: str, path: str | Path, *, scale: float = 1.0) -> None:
+        """Load a low-rank adapter (LoRA) into a running model, for requests that name it; steps wait for it.
+
+        Raises:
+            ModelNotFound, ModelStateError
+            AdapterLoaded, AdapterNotFound, ModelFormatError, LimitExceeded, InvalidArgument, NotSupported
+        """
+        await self._model(name).intake().adapters.load(adapter, Path(path), scale)
+
+    async def unload_adapter(self, name: str, adapter: str) -> None:
+        """Forget an adapter that no request runs under.
+
+        Raises:
+            ModelNotFound, ModelStateError, AdapterNotFound, AdapterInUse
+        """
+        await self._model(name).intake().adapters.unload(adapter)
+
+    def adapters(self, name: str) -> list[str]:
+        """Names of the adapters loaded in a running model."""
+        return self._model(name).intake().adapters.names
 
     # Looking
 
@@ -230,6 +298,14 @@ def _install(config: ModelConfig) -> InstalledModel:
         backend = config.backend
         info = backend.inspect(config.model, Path(config.model))
     return InstalledModel(config, backend, info)
+
+
+async def _embedding(queue: ResultQueue) -> Embedding:
+    await queue.await_finished()
+    if queue.embedding is None:
+        reason = queue.error or f"it ended with {queue.finish_reason}"
+        raise RequestFailed(f"no embedding was computed: {reason}")
+    return Embedding(queue.embedding, queue.prompt_length)
 
 
 def _options(options: dict[str, Any]) -> RequestOptions:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ..backends.worker import Backend
+from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS, Backend
 from ..errors import InvalidArgument
 from ..scheduler import Eviction, Policy, SchedulerConfig
 
@@ -25,6 +25,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
+    """Of the weights, while they are loaded: "none", "int8" or "int4". Files that hold quantised weights are
+    read as they are."""
+    kv_cache_dtype: str = "auto"
+    """Of keys and values in the cache: "auto" (the type that is computed in), "int8" or "uint4"."""
     threads: int = 0
     max_length: int | None = None
     """Longest request in tokens, prompt and output together."""
@@ -45,6 +50,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a request may wait for its first step, where the request itself says nothing."""
     tenant_weights: dict[str, float] = {}
     """Shares of tenants under the fair policy; 1.0 where a tenant is not named."""
+    adapters: dict[str, str] = {}
+    """Adapters (LoRA) to load with the model: name -> file or folder."""
+    max_adapters: int | None = None
+    """Most adapters that may be loaded at once; None sets no bound."""
+    max_adapter_rank: int | None = None
     warmup: bool = True
 
     def __post_init__(self) -> None:
@@ -55,10 +65,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         _require(
             _is_int(self.threads) and self.threads >= 0, self, "threads", "0 (all physical cores) or more"
         )
-        for field, least in (("max_length", 2), ("num_blocks", 2)):
+        bounds = (("max_length", 2), ("num_blocks", 2), ("max_adapters", 0), ("max_adapter_rank", 1))
+        for field, least in bounds:
             value = getattr(self, field)
             allowed = f"{least} or more, or None"
             _require(value is None or (_is_int(value) and value >= least), self, field, allowed)
+        _require(self.quantization in QUANTIZATIONS, self, "quantization", f"one of {QUANTIZATIONS}")
+        _require(self.kv_cache_dtype in KV_CACHE_DTYPES, self, "kv_cache_dtype", f"one of {KV_CACHE_DTYPES}")
         _require(self.block_size in BLOCK_SIZES, self, "block_size", f"one of {BLOCK_SIZES}")
         _require(_is_number(self.memory_fraction), self, "memory_fraction", "a number above 0, at most 1")
         _require(0 < self.memory_fraction <= 1, self, "memory_fraction", "a number above 0, at most 1")
@@ -72,6 +85,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         weights = self.tenant_weights
         positive = isinstance(weights, dict) and all(_is_number(w) and w > 0 for w in weights.values())
         _require(positive, self, "tenant_weights", "a dict from tenant to a weight above 0")
+        adapters = self.adapters
+        named = isinstance(adapters, dict) and all(
+            isinstance(part, str) and part for item in adapters.items() for part in item
+        )
+        _require(named, self, "adapters", "a dict from an adapter's name to its file or folder")
         self.scheduler_config()
 
     @property

@@ -4,14 +4,17 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 from ..backends.worker import ModelInfo, Progress, Tokenizer
 from ..scheduler import SamplingParams
 from .async_engine import AsyncEngine, Started
 from .config import ModelConfig
+from .embeddings import Embedding, PoolingParams
+from .intake import RequestHandle
 from .memory_plan import MemoryPlan
-from .model import ModelState, RequestHandle
+from .model import ModelState
 from .stats import EngineStats
 
 Result = TypeVar("Result")
@@ -88,6 +91,22 @@ class Engine:
         """See AsyncEngine.start_request_text."""
         return self._engine.start_request_text(name, text, params, **options)
 
+    def start_embedding(
+        self, name: str, prompt: str | Sequence[int], params: PoolingParams | None = None, **options: Any
+    ) -> Started:
+        """See AsyncEngine.start_embedding."""
+        return self._engine.start_embedding(name, prompt, params, **options)
+
+    def embed(
+        self,
+        name: str,
+        prompts: Sequence[str | Sequence[int]],
+        params: PoolingParams | None = None,
+        **options: Any,
+    ) -> list[Embedding]:
+        """See AsyncEngine.embed."""
+        return self._run(self._engine.embed(name, prompts, params, **options))
+
     def stop_request(self, name: str, handle: RequestHandle) -> None:
         """See AsyncEngine.stop_request."""
         self._engine.stop_request(name, handle)
@@ -99,6 +118,20 @@ class Engine:
     def sync_request(self, name: str, handle: RequestHandle | None = None) -> None:
         """See AsyncEngine.sync_request."""
         self._run(self._engine.sync_request(name, handle))
+
+    # Adapters
+
+    def load_adapter(self, name: str, adapter: str, path: str | Path, *, scale: float = 1.0) -> None:
+        """See AsyncEngine.load_adapter."""
+        self._run(self._engine.load_adapter(name, adapter, path, scale=scale))
+
+    def unload_adapter(self, name: str, adapter: str) -> None:
+        """See AsyncEngine.unload_adapter."""
+        self._run(self._engine.unload_adapter(name, adapter))
+
+    def adapters(self, name: str) -> list[str]:
+        """See AsyncEngine.adapters."""
+        return self._engine.adapters(name)
 
     # Looking
 

@@ -1,25 +1,20 @@
 """InstalledModel: one model of an engine, from its configuration to its running step loop."""
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from itertools import count
-from time import monotonic
-
-import msgspec
+from pathlib import Path
 
 from ..backends.worker import Backend, ModelInfo, Progress, Tokenizer, Worker, WorkerConfig
 from ..errors import InvalidArgument, ModelFormatError, ModelStateError
-from ..kvcache import KVCache, root_digest
-from ..scheduler import Request, SamplingParams, Scheduler
-from .checks import check_lengths, check_prompt, check_token_ids
+from ..kvcache import KVCache
+from ..scheduler import Scheduler
+from .adapters import AdapterTable
 from .config import ModelConfig
+from .intake import Intake, RequestHandle
 from .memory_plan import MemoryPlan, plan_memory
-from .outputs import Output
-from .request_options import RequestOptions
 from .result_queue import ResultQueue
 from .stats import EngineStats, collect_stats, idle_stats
 from .step_loop import StepLoop
@@ -37,29 +32,6 @@ class ModelState(Enum):
     RELEASED = "Released"
 
 
-class RequestHandle:
-    """One request: its samples' queues, and what an engine needs to stop it."""
-
-    __slots__ = ("model", "queues", "released", "request_id", "requests")
-
-    def __init__(self, model: str, requests: Sequence[Request], queues: Sequence[ResultQueue]) -> None:
-        self.model = model
-        self.request_id = requests[0].request_id
-        self.requests = tuple(requests)
-        self.queues = tuple(queues)
-        self.released = False
-
-    @property
-    def queue(self) -> ResultQueue:
-        """The first sample's queue."""
-        return self.queues[0]
-
-    @property
-    def finished(self) -> bool:
-        """True when every sample has ended."""
-        return all(queue.finish_reason is not None for queue in self.queues)
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """What a model has only while it runs."""
@@ -67,6 +39,7 @@ class Running:
     worker: Worker
     kv: KVCache
     loop: StepLoop
+    intake: Intake
     task: asyncio.Task[None]
     executor: ThreadPoolExecutor
 
@@ -74,10 +47,8 @@ class Running:
 class InstalledModel:
     """A model's configuration and state, and from `start` to `stop` its worker and step loop.
 
-    The verbs are called on the engine's event loop, `start_request` and `cancel` from any thread.
+    The verbs are called on the engine's event loop, `intake` and `cancel` from any thread.
     """
-
-    _request_ids = count(1)
 
     def __init__(self, config: ModelConfig, backend: Backend, info: ModelInfo) -> None:
         self.name = config.installed_name
@@ -108,7 +79,7 @@ class InstalledModel:
 
         Raises:
             ModelStateError: the model is neither Initial nor Stop.
-            InsufficientMemory, ModelFormatError: it stays as it was.
+            InsufficientMemory, ModelFormatError, or what an adapter is refused for: it stays as it was.
         """
         self.require(ModelState.INITIAL, ModelState.STOP, verb="started")
         before, self.state = self.state, ModelState.STARTING
@@ -132,11 +103,39 @@ class InstalledModel:
             kv,
             max_num_seqs=spec.max_num_seqs,
             shares_within_step=spec.shares_within_step,
+            chunks_prompts=spec.chunks_prompts,
+            mixes_adapters=spec.mixes_adapters,
             tenant_weights=self.config.tenant_weights,
         )
         loop = StepLoop(worker, scheduler, executor)
+        adapters = AdapterTable(
+            self.name,
+            worker,
+            executor,
+            loop.live_adapters,
+            max_adapters=self.config.max_adapters,
+            max_rank=self.config.max_adapter_rank,
+        )
+        intake = Intake(
+            self.name,
+            self.info,
+            spec,
+            loop,
+            adapters,
+            lambda: self.tokenizer,
+            max_length=self.plan.max_length,
+            queue_timeout=self.config.queue_timeout,
+        )
+        try:
+            for name, path in self.config.adapters.items():
+                await adapters.load(name, Path(path), 1.0)
+        except BaseException:
+            worker.close()
+            executor.shutdown(wait=False)
+            self.state = before
+            raise
         task = asyncio.create_task(loop.run(), name=f"millstream {self.name}")
-        self.running = Running(worker, kv, loop, task, executor)
+        self.running = Running(worker, kv, loop, intake, task, executor)
         self.state = ModelState.RUNNING
 
     async def stop(self, timeout: float | None = None) -> None:
@@ -179,61 +178,13 @@ class InstalledModel:
 
     # Requests
 
-    def start_request(
-        self, prompt: Sequence[int], params: SamplingParams, options: RequestOptions
-    ) -> RequestHandle:
-        """Check a request, queue it and give back its handle. Never blocks.
-
-        Raises:
-            ModelStateError, InvalidArgument, LimitExceeded, QueueFull
-        """
-        running = self.running
-        if self.state is not ModelState.RUNNING or running is None:
+    def intake(self) -> Intake:
+        """Where requests enter. Raises ModelStateError unless the model is Running."""
+        if self.state is not ModelState.RUNNING or self.running is None:
             raise ModelStateError(
                 f"model {self.name!r} is {self.state.value}; requests are taken while it is Running"
             )
-        if params.stop and not options.detokenize:
-            raise InvalidArgument(
-                "stop", params.stop, "nothing with detokenize=False: there is no text to search"
-            )
-        token_ids = check_prompt(prompt, self.info.vocab_size)
-        check_token_ids(params, self.info.vocab_size)
-        max_output = check_lengths(self.name, len(token_ids), params, self.plan.max_length)
-        now = monotonic()
-        salt = options.tenant if options.cache_salt is None else options.cache_salt
-        queue_timeout = self.config.queue_timeout if options.queue_timeout is None else options.queue_timeout
-        eos = self.info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
-        requests: list[Request] = []
-        outputs: list[Output] = []
-        for sample in range(params.n):
-            if sample == 1:
-                # Only the first sample reports on the prompt they share.
-                params = msgspec.structs.replace(params, prompt_logprobs=None)
-            request = Request(
-                next(self._request_ids),
-                token_ids,
-                params,
-                seed=options.seed_of_sample(params, sample),
-                max_tokens=len(token_ids) + max_output,
-                cache_root=root_digest(salt=salt),
-                eos_token_ids=eos,
-                priority=options.priority,
-                tenant=options.tenant,
-                arrival_time=now,
-                deadline=None if options.deadline is None else now + options.deadline,
-                queue_deadline=None if queue_timeout is None else now + queue_timeout,
-                leader=requests[0] if requests else None,
-            )
-            queue = ResultQueue(
-                prompt_length=len(token_ids), on_gpu=self._device.startswith("cuda"), arrival=now
-            )
-            stream = None
-            if options.detokenize:
-                stream = self.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
-            requests.append(request)
-            outputs.append(Output(request, queue, stream))
-        running.loop.submit(outputs)
-        return RequestHandle(self.name, requests, [output.queue for output in outputs])
+        return self.running.intake
 
     def cancel(self, handle: RequestHandle) -> None:
         """End what is left of a request at the next step."""
@@ -280,6 +231,8 @@ class InstalledModel:
             block_size=self.config.block_size,
             num_blocks=num_blocks,
             threads=self._threads,
+            quantization=self.config.quantization,
+            kv_cache_dtype=self.config.kv_cache_dtype,
         )
 
     def _load(self, progress: Progress) -> Worker:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..backends.worker import TextStream
 from ..scheduler import Batch, FinishReason, Request, StepResult, TokenLogprobs
+from .embeddings import PoolingParams
 from .result_queue import ResultQueue, Wakeups
 
 
@@ -50,14 +51,24 @@ class StopStrings:
 class Output:
     """Text side of one request: partial characters, held-back text, and the queue they go to."""
 
-    __slots__ = ("_hidden_stop_ids", "_stops", "_stream", "queue", "request")
+    __slots__ = ("_hidden_stop_ids", "_pooling", "_stops", "_stream", "queue", "request")
 
-    def __init__(self, request: Request, queue: ResultQueue, stream: TextStream | None) -> None:
-        """Without a `stream` only token ids are handed over; then there can be no stop strings."""
+    def __init__(
+        self,
+        request: Request,
+        queue: ResultQueue,
+        stream: TextStream | None,
+        pooling: PoolingParams | None = None,
+    ) -> None:
+        """Without a `stream` only token ids are handed over; then there can be no stop strings.
+
+        `pooling` says what is to be done to the embedding of a request for one.
+        """
         params = request.params
         self.request = request
         self.queue = queue
         self._stream = stream
+        self._pooling = pooling
         self._stops = (
             StopStrings(params.stop, include_stop=params.include_stop_in_output) if params.stop else None
         )
@@ -87,6 +98,11 @@ class Output:
         """The stop string that the text has reached."""
         return None if self._stops is None else self._stops.found
 
+    def embedding(self) -> tuple[float, ...] | None:
+        """What the request has become, if it was for an embedding and got there."""
+        vector = self.request.embedding
+        return None if vector is None or self._pooling is None else self._pooling.finish(vector)
+
     def rest(self) -> str:
         """Text held back so far, at the end."""
         if self._stream is None or self.stop_found is not None:
@@ -112,6 +128,10 @@ class OutputProcessor:
     def queues(self) -> list[ResultQueue]:
         """Queues of all open outputs."""
         return [output.queue for output in self._outputs.values()]
+
+    def adapters(self) -> set[str | None]:
+        """Adapters that open outputs' requests run under."""
+        return {output.request.adapter for output in self._outputs.values()}
 
     def publish(
         self, batch: Batch, served: Sequence[Request], result: StepResult, now: float
@@ -144,6 +164,9 @@ class OutputProcessor:
         """End the outputs of finished requests."""
         for request in finished:
             output = self._outputs.pop(request.request_id)
+            times = output.queue.times
+            if times.first_scheduled is None:
+                times.first_scheduled = request.first_scheduled_time
             reason = request.finish_reason
             assert reason is not None  # finished requests have one
             output.queue.finish(
@@ -153,6 +176,7 @@ class OutputProcessor:
                 text=output.rest(),
                 stop_cause=output.stop_found or request.stop_cause,
                 error=request.error,
+                embedding=output.embedding(),
             )
 
     def wake(self) -> None:

@@ -27,6 +27,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from now after which the request ends with TIMEOUT."""
     queue_timeout: float | None = None
     """Seconds it may wait for its first step before it ends with QUEUE_TIMEOUT."""
+    adapter: str | None = None
+    """Name of the loaded adapter (LoRA) that the request runs under; None for the model alone."""
     detokenize: bool = True
     """False hands over token ids without text."""
 
@@ -35,8 +37,9 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("priority", self.priority, "an integer; lower is served first")
         if not isinstance(self.tenant, str):
             raise InvalidArgument("tenant", self.tenant, "a string")
-        if self.cache_salt is not None and not isinstance(self.cache_salt, str):
-            raise InvalidArgument("cache_salt", self.cache_salt, "a string, or None")
+        for name in ("cache_salt", "adapter"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise InvalidArgument(name, getattr(self, name), "a string, or None")
         for name in ("deadline", "queue_timeout"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)

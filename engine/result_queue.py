@@ -107,6 +107,8 @@ class ResultQueue:
         self.finish_reason: FinishReason | None = None
         self.stop_cause: int | str | None = None
         """The stop token or stop string that ended the output."""
+        self.embedding: tuple[float, ...] | None = None
+        """Of a request for one, once it has finished with STOP."""
         self.error: str | None = None
         """What went wrong, when the finish reason is ERROR."""
         self._on_gpu = on_gpu
@@ -226,9 +228,11 @@ class ResultQueue:
         text: str = "",
         stop_cause: int | str | None = None,
         error: str | None = None,
+        embedding: tuple[float, ...] | None = None,
     ) -> None:
         """End the output, with the text that was still held back."""
         self.times.finished = now
+        self.embedding = embedding
         self.stop_cause = stop_cause
         self.error = error
         if text:

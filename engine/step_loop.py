@@ -56,13 +56,15 @@ class StepLoop:
             LimitExceeded, QueueFull: see Scheduler.check_admissible.
             ModelStateError: the loop has ended.
         """
-        prompt = outputs[0].request.num_prompt_tokens
+        request = outputs[0].request
+        prompt = request.num_prompt_tokens
         with self._admission:
             if self._closed is not None:
                 raise ModelStateError(self._closed)
             self.scheduler.check_admissible(
                 prompt,
                 len(outputs),
+                generates=request.pooling is None,
                 pending_requests=self._pending_requests,
                 pending_tokens=self._pending_tokens,
                 retry_after=self._retry_after(),
@@ -103,6 +105,10 @@ class StepLoop:
     def live_queues(self) -> list[ResultQueue]:
         """Queues of the requests that have been submitted and have not ended."""
         return self._outputs.queues()
+
+    def live_adapters(self) -> set[str | None]:
+        """Adapters that requests which have not ended run under."""
+        return self._outputs.adapters()
 
     async def _all_finished(self) -> None:
         while queues := self.live_queues():

@@ -25,11 +25,13 @@ def _batches(spec: WorkerSpec) -> Iterator[Batch]:
     longest = max(1, min(spec.warmup_tokens, spec.max_num_batched_tokens, spec.max_length - 1, room))
     blocks = tuple(range(-(-longest // spec.block_size)))
     tokens = tuple(index % spec.vocab_size for index in range(longest))
-    start = SequenceStart(0, tokens, longest, params, seed=0)
-    yield Batch((Slice(0, tokens, 0, blocks, Wants.TOKEN),), (start,))
+    pooling = None if spec.generates or spec.embedding is None else spec.embedding.pooling
+    wants = Wants.TOKEN if pooling is None else Wants.EMBEDDING
+    start = SequenceStart(0, tokens, longest, params, seed=0, pooling=pooling)
+    yield Batch((Slice(0, tokens, 0, blocks, wants),), (start,))
 
     count = min(spec.max_num_seqs, spec.num_blocks)
-    slices = tuple(Slice(seq, (0,), 0, (seq,), Wants.TOKEN) for seq in range(count))
-    starts = tuple(SequenceStart(seq, (0,), 1, params, seed=0) for seq in range(count))
+    slices = tuple(Slice(seq, (0,), 0, (seq,), wants) for seq in range(count))
+    starts = tuple(SequenceStart(seq, (0,), 1, params, seed=0, pooling=pooling) for seq in range(count))
     yield Batch(slices, starts, retired=(0,))
     yield Batch((), retired=tuple(range(count)))

@@ -1,6 +1,6 @@
 """Continuous batching: what each step computes, for whom, and when a request ends; pure Python, no clock."""
 
-from .batch import Batch, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from .batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
 from .config import Eviction, Policy, SchedulerConfig
 from .request import FinishReason, Request, RequestStatus
 from .sampling_params import SamplingParams
@@ -11,6 +11,7 @@ __all__ = [
     "Eviction",
     "FinishReason",
     "Policy",
+    "Pooling",
     "Request",
     "RequestStatus",
     "SamplingParams",

@@ -1,6 +1,6 @@
 """Batch and StepResult: all that passes between the scheduler and a worker, as plain frozen data."""
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import msgspec
 
@@ -12,6 +12,16 @@ class Wants(IntEnum):
 
     NOTHING = 0
     TOKEN = 1
+    EMBEDDING = 2
+
+
+class Pooling(Enum):
+    """How the last hidden states of a sequence become one vector."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    """The first token's."""
+    LAST = "last"
 
 
 class Slice(msgspec.Struct, frozen=True, gc=False):
@@ -44,12 +54,17 @@ class SequenceStart(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...] = ()
     """Ids that must not be produced before `min_output_tokens` tokens are."""
     min_output_tokens: int = 0
+    pooling: Pooling | None = None
+    """For a sequence of which an embedding is wanted; it is computed from its first token on."""
+    adapter: str | None = None
+    """Name of the loaded adapter that it runs under; None for the model alone."""
 
 
 class Batch(msgspec.Struct, frozen=True):
     """One step for a worker. `retired` ids end first, then `started` ones begin (an id may be in both).
 
-    A batch without slices only ends sequences.
+    A batch without slices only ends sequences. Where `WorkerSpec.mixes_adapters` is False, all slices run
+    under the same adapter; where `chunks_prompts` is False, a slice holds all tokens of its sequence.
     """
 
     slices: tuple[Slice, ...]
@@ -77,7 +92,8 @@ class StepResult(msgspec.Struct, frozen=True):
     `token_ids[i]` answers `batch.slices[i]` (None where it wanted nothing or failed). The mappings are by
     sequence id and hold only what was asked for. `prompt_logprobs` has one entry per prompt token computed in
     this step, None for the first token of a prompt, which nothing predicts. `errors` names sequences that
-    failed alone (for example logits that are no numbers); the others are unharmed.
+    failed alone (for example logits that are no numbers); the others are unharmed. `embeddings` answers the
+    slices that wanted one: the pooled hidden states, neither normalised nor shortened.
 
     `unplaced` names sequences whose slice the worker had no room to compute: they are preempted (one that is
     alone in its batch is always placed). `lost_blocks` names blocks whose content it could not keep: nobody
@@ -87,6 +103,7 @@ class StepResult(msgspec.Struct, frozen=True):
     token_ids: list[int | None]
     logprobs: dict[int, TokenLogprobs] = {}
     prompt_logprobs: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+    embeddings: dict[int, tuple[float, ...]] = {}
     errors: dict[int, str] = {}
     unplaced: frozenset[int] = frozenset()
     lost_blocks: tuple[int, ...] = ()

@@ -3,6 +3,7 @@
 from enum import Enum
 
 from ..kvcache import BlockTable
+from .batch import Pooling
 from .sampling_params import SamplingParams
 
 
@@ -31,17 +32,19 @@ class FinishReason(Enum):
 
 
 class Request:
-    """One sequence of tokens that is to be continued.
+    """One sequence of tokens that is to be continued, or to become an embedding.
 
     Written by the scheduler alone. There is no prefill or decode state: a request needs a step while
     `num_computed_tokens` is behind `len(token_ids)`, and gets a new token when it has caught up.
     """
 
     __slots__ = (
+        "adapter",
         "arrival",
         "arrival_time",
         "cache_root",
         "deadline",
+        "embedding",
         "eos_token_ids",
         "error",
         "fair_charged_tokens",
@@ -56,6 +59,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "params",
+        "pooling",
         "priority",
         "queue_deadline",
         "request_id",
@@ -85,10 +89,14 @@ class Request:
         deadline: float | None = None,
         queue_deadline: float | None = None,
         leader: "Request | None" = None,
+        pooling: Pooling | None = None,
+        adapter: str | None = None,
     ) -> None:
         """`max_tokens` bounds prompt and output together; times are on the caller's clock, in seconds.
 
-        `leader` is another sample of the same prompt whose prompt blocks this one shares.
+        `leader` is another sample of the same prompt whose prompt blocks this one shares. With a `pooling`
+        the prompt becomes an embedding, and no token is generated. `adapter` is the one it runs under, for
+        which `cache_root` stands, too.
         """
         self.request_id = request_id
         self.token_ids = list(prompt)
@@ -107,6 +115,8 @@ class Request:
         self.queue_deadline = queue_deadline
         self.leader = leader
         self.followers: list[Request] = []
+        self.pooling = pooling
+        self.adapter = adapter
 
         self.arrival = 0
         self.status = RequestStatus.WAITING
@@ -114,6 +124,8 @@ class Request:
         self.stop_cause: int | str | None = None
         """The stop token or the stop string that ended it; None for end of sequence."""
         self.error: str | None = None
+        self.embedding: tuple[float, ...] | None = None
+        """Of a request with a `pooling`, at its end: as the worker gave it."""
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         """Prompt tokens that its first step found in the cache."""

@@ -1,7 +1,7 @@
 """Scheduler: gives each chosen request some tokens of every step so that it catches up."""
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import msgspec
 
@@ -43,15 +43,22 @@ class Scheduler:
         *,
         max_num_seqs: int | None = None,
         shares_within_step: bool = True,
+        chunks_prompts: bool = True,
+        mixes_adapters: bool = True,
         tenant_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """`max_num_seqs` narrows the configured number to what the worker offers."""
+        """`max_num_seqs` narrows the configured number to what the worker offers.
+
+        `shares_within_step`, `chunks_prompts` and `mixes_adapters` are WorkerSpec's.
+        """
         self._kv = kv
         self._max_num_seqs = min(config.max_num_seqs, max_num_seqs or config.max_num_seqs)
         self._max_num_batched_tokens = config.max_num_batched_tokens
         self._max_queued_requests = config.max_queued_requests
         self._max_queued_tokens = config.max_queued_tokens
         self._shares_within_step = shares_within_step
+        self._chunks_prompts = chunks_prompts
+        self._mixes_adapters = mixes_adapters
         self._queue = make_queue(config.policy, tenant_weights)
         self._rank = eviction_rank(config.eviction)
         self._rank_changes = config.eviction is Eviction.MAX_LENGTH
@@ -62,6 +69,7 @@ class Scheduler:
         self._free_seqs = list(range(self._max_num_seqs))[::-1]
         self._retired: list[int] = []
         self._suspects: list[Request] = []  # each runs alone until it has completed a step
+        self._turns: dict[str | None, int] = {}  # adapter -> the step it last had, where they cannot mix
         self._deadlines: LazyHeap[float] = LazyHeap(lambda request: not request.finished)
         self._finished: list[Request] = []
 
@@ -96,21 +104,29 @@ class Scheduler:
         num_prompt_tokens: int,
         samples: int = 1,
         *,
+        generates: bool = True,
         pending_requests: int = 0,
         pending_tokens: int = 0,
         retry_after: float = 1.0,
     ) -> None:
         """Raise unless `samples` requests of that prompt length may be added now.
 
-        `pending` ones were let in but not added yet; they count as queued.
+        `pending` ones were let in but not added yet; they count as queued. Requests for an embedding do not
+        generate.
 
         Raises:
-            LimitExceeded: the prompt and one token more do not fit the whole pool.
+            LimitExceeded: the prompt, and one token more where it generates, do not fit the whole pool; or
+                the prompt does not fit one step of a worker that needs it whole.
             QueueFull: the bounds on queued requests or queued tokens are reached.
         """
-        if num_prompt_tokens + 1 > self._kv.capacity:
+        if num_prompt_tokens + generates > self._kv.capacity:
             raise LimitExceeded(
                 f"the prompt has {num_prompt_tokens} tokens; the block pool holds {self._kv.capacity} in all"
+            )
+        if not self._chunks_prompts and num_prompt_tokens > self._max_num_batched_tokens:
+            raise LimitExceeded(
+                f"the prompt has {num_prompt_tokens} tokens, which this model needs in one step; at most "
+                f"{self._max_num_batched_tokens} (max_num_batched_tokens) fit one"
             )
         queued = self._num_queued + pending_requests
         if self._max_queued_requests is not None and queued + samples > self._max_queued_requests:
@@ -196,9 +212,11 @@ class Scheduler:
         started: list[SequenceStart] = []
         if self._suspects:
             self._schedule_alone(self._suspects[0], slices, started, now)
-        else:
-            budget = self._schedule_running(slices, now)
+        elif self._mixes_adapters:
+            budget = self._schedule_running(list(self._running), slices, now)
             self._schedule_waiting(slices, started, budget, now)
+        else:
+            self._schedule_one_adapter(slices, started, now)
         if not slices:
             return None
         self._steps += 1
@@ -225,6 +243,9 @@ class Scheduler:
                 if piece.seq in result.errors:
                     request.error = result.errors[piece.seq]
                     self.finish(request, FinishReason.ERROR, now)
+                elif piece.wants is Wants.EMBEDDING:
+                    request.embedding = result.embeddings[piece.seq]
+                    self.finish(request, FinishReason.STOP, now)
                 continue
             self._generated_tokens += 1
             reason = request.advance(token)
@@ -253,34 +274,48 @@ class Scheduler:
 
     # What a step is made of
 
-    def _schedule_running(self, slices: list[Slice], now: float) -> int:
-        """Give every running request its tokens; the budget left, 0 when somebody had to be preempted."""
-        running = self._running
+    def _schedule_one_adapter(self, slices: list[Slice], started: list[SequenceStart], now: float) -> None:
+        """A step under one adapter: of those that are waited for, the one that was served longest ago."""
+        wanted = {request.adapter for request in self._running}
+        head = self._queue.peek()
+        if head is not None:
+            wanted.add(head.adapter)
+        self._turns = {adapter: self._turns.get(adapter, 0) for adapter in wanted}
+        for adapter in sorted(wanted, key=lambda name: (self._turns[name], name or "")):
+            same = [request for request in self._running if request.adapter == adapter]
+            budget = self._schedule_running(same, slices, now)
+            self._schedule_waiting(slices, started, budget, now, {adapter})
+            if slices:
+                self._turns[adapter] = self._steps + 1
+                return
+
+    def _schedule_running(self, chosen: list[Request], slices: list[Slice], now: float) -> int:
+        """Give chosen running requests their tokens; the budget left, 0 when somebody had to be preempted."""
         if self._rank_changes:
-            running.sort(key=self._rank)
+            self._running.sort(key=self._rank)
+            chosen.sort(key=self._rank)
         block_size = self._kv.block_size
         budget = self._max_num_batched_tokens
         preemptions = self._preemptions
-        index = 0
-        while index < len(running):
-            request = running[index]
-            # A chunk leaves one token for each request behind it, so that no decode waits for a prompt.
-            share = budget - (len(running) - index - 1)
-            num_tokens = min(len(request.token_ids) - request.num_computed_tokens, share)
-            needed = request.num_computed_tokens + num_tokens
+        behind = len(chosen)
+        for request in chosen:
+            behind -= 1
             table = request.table
-            assert table is not None  # running requests have one
+            if table is None:  # it made room for one before it
+                continue
+            # A chunk leaves one token for each request behind it, so that no decode waits for a prompt.
+            num_tokens = min(len(request.token_ids) - request.num_computed_tokens, budget - behind)
+            needed = request.num_computed_tokens + num_tokens
             if needed > len(table.blocks) * block_size and not self._make_room(request, needed, now):
                 continue
             slices.append(self._slice(request, table, num_tokens, now))
             budget -= num_tokens
-            index += 1
         return budget if self._preemptions == preemptions else 0
 
     def _make_room(self, request: Request, num_tokens: int, now: float) -> bool:
         """Extend the request's table, preempting others if need be; False when it had to go itself.
 
-        The last running request goes first. It is not chosen yet in this step, so chosen slices stay valid.
+        The last running request goes first. It has no slice yet in this step, so those made stay valid.
         No request is larger than the pool (`update` sees to that), so one that runs alone always fits.
         """
         table = request.table
@@ -293,12 +328,23 @@ class Scheduler:
         return True
 
     def _schedule_waiting(
-        self, slices: list[Slice], started: list[SequenceStart], budget: int, now: float
+        self,
+        slices: list[Slice],
+        started: list[SequenceStart],
+        budget: int,
+        now: float,
+        adapters: Set[str | None] | None = None,
     ) -> None:
-        """Admit waiting requests in the queue's order until budget, sequences or blocks run out."""
+        """Admit waiting requests in the queue's order until budget, sequences or blocks run out.
+
+        One that runs under none of `adapters`, or needs more of a step than is left, is waited for, not
+        overtaken.
+        """
         while budget > 0 and self._free_seqs:
             request = self._queue.peek()
-            if request is None:
+            if request is None or (adapters is not None and request.adapter not in adapters):
+                return
+            if not self._chunks_prompts and len(request.token_ids) > budget:
                 return
             # One free block for each running request keeps an admission from being undone a step later.
             table = self._open_table(request, now, headroom=len(self._running))
@@ -329,8 +375,8 @@ class Scheduler:
         if leader is not None and leader.table is not None and self._prompt_done(leader):
             shared = leader.num_prompt_tokens
             return self._kv.fork(leader.table, shared, request.token_ids, headroom=headroom)
-        # Log-probabilities of a prompt come only from computing it.
-        match_prefix = request.params.prompt_logprobs is None
+        # Log-probabilities and hidden states of a prompt come only from computing it.
+        match_prefix = request.params.prompt_logprobs is None and request.pooling is None
         return self._kv.admit(
             request.cache_root, request.token_ids, now, match_prefix=match_prefix, headroom=headroom
         )
@@ -355,6 +401,8 @@ class Scheduler:
             seed=request.seed,
             eos_token_ids=request.eos_token_ids,
             min_output_tokens=request.min_tokens - request.num_prompt_tokens,
+            pooling=request.pooling,
+            adapter=request.adapter,
         )
 
     def _slice(self, request: Request, table: BlockTable, num_tokens: int, now: float) -> Slice:
@@ -368,7 +416,9 @@ class Scheduler:
         if self._shares_within_step and end // self._kv.block_size > table.num_registered:
             self._kv.register(table, token_ids, end, now)
         self._queue.charge(request, num_tokens)
-        wants = Wants.TOKEN if end == len(token_ids) else Wants.NOTHING
+        wants = Wants.NOTHING
+        if end == len(token_ids):
+            wants = Wants.TOKEN if request.pooling is None else Wants.EMBEDDING
         return Slice(seq, tuple(token_ids[start:end]), start, table.snapshot(), wants)
 
     def _preempt(self, request: Request, now: float) -> None:

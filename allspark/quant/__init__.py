@@ -1,4 +1,4 @@
-"""Settings of quantised models, as DashInfer reads them; no quantisation can be enabled with them here."""
+"""Settings of quantised weights, as DashInfer reads them, and what the engine makes of them."""
 
 from .quantization_config import (
     GPTQSettings,

@@ -7,6 +7,11 @@ from typing import Any, NoReturn
 from ...errors import InvalidArgument, NotSupported
 
 _BITS = {"int8": 8, "uint8": 8, "fp8_e4m3": 8, "int4": 4, "uint4": 4}
+_ENGINE = {"int8": "int8", "uint8": "int8", "int4": "int4", "uint4": "int4"}
+"""The engine's quantisation by the format of weights."""
+_ACTIVATIONS = ("float32", "bfloat16", "int8")
+INT4_GROUP = 32
+"""Inputs that share a scale in the engine's 4-bit weights."""
 _ACTIVATION_FORMATS = ("int8", "fp8_e4m3")
 
 
@@ -33,7 +38,7 @@ class QuantComputeMode:
 
 
 class QuantizationSettings:
-    """What all methods have in common. The settings can be read; the engine quantises nothing by them."""
+    """What all methods have in common."""
 
     group_size: int = -1
     weight_bits: int = 8
@@ -84,15 +89,31 @@ class QuantizationSettings:
         """Format of the weights by their bits."""
         return "int8" if self.weight_bits == 8 else "uint4"
 
+    def engine_quantization(self) -> str:
+        """The engine's name for what these settings ask for.
+
+        Raises:
+            NotSupported: the engine does not do it.
+        """
+        raise NotSupported(
+            f"the method {self.get_name()!r} is not supported: such files' integers are not read; allowed: "
+            "instant_quant over weights that are not quantised yet"
+        )
+
     def get_support_status(self, activation_data_type: str, weight_data_type: str) -> bool:
-        """False for every pair of formats: the engine quantises nothing."""
-        return False
+        """Whether the engine can do it with activations and weights in these formats."""
+        try:
+            wanted = self.engine_quantization()
+        except NotSupported:
+            return False
+        return activation_data_type in _ACTIVATIONS and _ENGINE.get(weight_data_type) == wanted
 
     def to_as_quant_config(self, activation_data_type: str, weight_data_type: str | None = None) -> NoReturn:
         """Raises NotSupported."""
         raise NotSupported(
-            f"quantising weights to {weight_data_type or self.guess_weight_data_type()} with activations in "
-            f"{activation_data_type} is not supported; a GGUF file holds quantised weights"
+            f"there is no file of operators to be changed for weights in "
+            f"{weight_data_type or self.guess_weight_data_type()} and activations in {activation_data_type}; "
+            "`serialize` with enable_quant quantises"
         )
 
     def __repr__(self) -> str:
@@ -143,6 +164,30 @@ class IQSettings(QuantizationSettings):
     def get_name(self) -> str:
         """ "instant_quant"."""
         return "instant_quant"
+
+    def engine_quantization(self) -> str:
+        """int8 or int4, by the weights' format. Activations take 8 bits in both, whatever `compute_method`.
+
+        Weights of 8 bits have one scale per output channel; those of 4 bits one per 32 inputs, which is at
+        least as fine as any group that DashInfer has.
+
+        Raises:
+            NotSupported: another format, or groups of 8-bit weights.
+        """
+        quantization = _ENGINE.get(self.weight_format)
+        if quantization is None:
+            raise NotSupported(f"weight_format is {self.weight_format!r}; allowed: {', '.join(_ENGINE)}")
+        if self.get_group_settings():
+            raise NotSupported("group_settings are not supported: all layers are quantised alike")
+        if quantization == "int8" and self.group_size != -1:
+            raise NotSupported(
+                f"group_size is {self.group_size}: 8-bit weights have a scale per output channel; allowed: -1"
+            )
+        if quantization == "int4" and self.group_size != -1 and self.group_size < INT4_GROUP:
+            raise NotSupported(
+                f"group_size is {self.group_size}; allowed: -1, or {INT4_GROUP} and more for 4-bit weights"
+            )
+        return quantization
 
 
 def get_quant_settings_cls(method: str, quant_cfg: Mapping[str, Any] | None = None) -> QuantizationSettings:

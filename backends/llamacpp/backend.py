@@ -6,11 +6,23 @@ import msgspec
 
 from ...errors import InvalidArgument, ModelFormatError, NotSupported
 from ..hardware import MemoryLimit, memory_limit, physical_cores
-from ..worker import MemoryNeeds, ModelInfo, Progress, Tokenizer, Worker, WorkerConfig
+from ..worker import (
+    MemoryNeeds,
+    ModelInfo,
+    Progress,
+    Tokenizer,
+    Worker,
+    WorkerConfig,
+    require_plain_cache,
+    require_unquantised,
+)
 from . import memory, tokenizer
 from .library import load_library
 from .model_file import GGUFModel, read_model
 from .vocabulary import Vocabulary
+
+_NO_TEXTS = frozenset(("wavtokenizer-dec",))
+"""Architectures of llama.cpp whose tokens are sounds."""
 
 
 class _Opened(msgspec.Struct, frozen=True):
@@ -35,12 +47,15 @@ class LlamaCppBackend:
         Headers are checked by this package before llama.cpp, which aborts on some bad files, sees the model.
 
         Raises:
-            NotSupported: llama.cpp is not installed, or the model does not write a text token by token.
+            NotSupported: llama.cpp is not installed, or the model neither writes a text token by token nor
+                gives embeddings.
         """
         load_library()
         model = read_model(path)
         vocabulary = Vocabulary(model.path)
-        if vocabulary.is_encoder or vocabulary.is_diffusion or model.is_embedding_model:
+        if model.is_reranker:
+            raise NotSupported(f"{model.path} is a reranker, which gives neither texts nor embeddings")
+        if vocabulary.is_encoder or vocabulary.is_diffusion or model.architecture in _NO_TEXTS:
             raise NotSupported(
                 f"{model.path} is of the architecture {model.architecture}, which does not write a text "
                 "token by token"
@@ -77,6 +92,8 @@ class LlamaCppBackend:
 
     def memory_needs(self, info: ModelInfo, config: WorkerConfig) -> MemoryNeeds:
         """See `Backend`."""
+        require_unquantised(config, "a GGUF file's weights are used in the types that they are stored in")
+        require_plain_cache(config, "llama.cpp keeps the cache")
         return memory.memory_needs(self._open(info).model, info.vocab_size, config)
 
     def memory_limit(self, device: str) -> MemoryLimit:
@@ -87,8 +104,7 @@ class LlamaCppBackend:
         """See `Backend`. The headers are checked again, because the files may be others by now."""
         from .worker import load_worker
 
-        read_model(info.path)
-        return load_worker(info, config, progress)
+        return load_worker(read_model(info.path), info, config, progress)
 
     def load_tokenizer(self, info: ModelInfo) -> Tokenizer:
         """See `Backend`."""

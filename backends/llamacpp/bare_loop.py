@@ -1,7 +1,7 @@
 """The plainest loop over llama_decode: what llama.cpp does without any engine around it.
 
-It serves a fixed set of sequences, all of one length, from the first prompt token to the last output: no
-queue, no scheduler, no block tables, no sampler but the largest logit. Only benchmarks use it.
+No queue, no scheduler, no block tables, no sampler but the largest logit. `measure_bare` serves a fixed set
+of sequences, all of one length, from the first prompt token to the last output. Only benchmarks use it.
 """
 
 import ctypes
@@ -51,7 +51,7 @@ def measure_bare(
         ModelFormatError: llama.cpp does not load the file, or there is no room for the sequences.
         WorkerError: llama_decode failed.
     """
-    loop = _Loop(model, len(prompts), len(prompts[0]) + output_len, threads, setting)
+    loop = BareLoop(model, len(prompts), len(prompts[0]) + output_len, threads, setting)
     try:
         loop.warm_up()
         array = np.asarray(prompts, dtype=np.int32)
@@ -66,8 +66,12 @@ def measure_bare(
     return Speeds(array.size / (middle - started), len(prompts) * (output_len - 1) / (ended - middle))
 
 
-class _Loop:
-    """A model, a context with a sequence for each prompt, and a batch of arrays."""
+class BareLoop:
+    """A model, a context with a lane for each of `sequences` sequences, and a batch of arrays.
+
+    Raises:
+        ModelFormatError: llama.cpp does not load the file, or there is no room for the sequences.
+    """
 
     def __init__(self, model: Path, sequences: int, length: int, threads: int, setting: BareSetting) -> None:
         self._api: Any = load_library()
@@ -94,6 +98,7 @@ class _Loop:
         if self._context is None:
             self._api.llama_model_free(self._model)
             raise ModelFormatError(f"{model}: no room for {sequences} sequences of {length} tokens")
+        self._memory = self._api.llama_get_memory(self._context)
         self._make_batch(size)
 
     def _make_batch(self, size: int) -> None:
@@ -118,7 +123,7 @@ class _Loop:
         """Let llama.cpp read the weights and set up what it keeps, then forget the tokens."""
         self.prefill(np.zeros((self._sequences, 2), np.int32))
         self.step(np.zeros(self._sequences, np.int32), 2)
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        self._api.llama_memory_clear(self._memory, False)
 
     def prefill(self, prompts: Ints) -> Ints:
         """Compute all prompts [sequences, length]; each one's next token."""
@@ -128,7 +133,7 @@ class _Loop:
         for begin in range(0, sequences, per_call):
             group = np.arange(begin, min(begin + per_call, sequences), dtype=np.int32)
             positions = np.tile(np.arange(length, dtype=np.int32), len(group))
-            last[group] = self._decode(
+            last[group] = self.decode(
                 prompts[group].reshape(-1), positions, np.repeat(group, length), positions == length - 1
             )
         return last
@@ -137,13 +142,29 @@ class _Loop:
         """One token more of each sequence; the ones after them."""
         count = len(tokens)
         lanes = np.arange(count, dtype=np.int32)
-        return self._decode(tokens, np.full(count, position), lanes, np.ones(count, np.bool_))
+        return self.decode(tokens, np.full(count, position), lanes, np.ones(count, np.bool_))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let the empty lane `target` begin with the first `length` tokens of lane `source`."""
+        # Lanes with a memory of their own can only be copied whole, and trimmed afterwards.
+        self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._api.llama_memory_seq_rm(self._memory, target, length, -1)
+
+    def empty(self, lane: int) -> None:
+        """Forget a lane's tokens."""
+        self._api.llama_memory_seq_rm(self._memory, lane, -1, -1)
 
     def close(self) -> None:
+        """Give model and context back."""
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
 
-    def _decode(self, tokens: Ints, positions: Ints, lanes: Ints, outputs: NDArray[np.bool_]) -> Ints:
+    def decode(self, tokens: Ints, positions: Ints, lanes: Ints, outputs: NDArray[np.bool_]) -> Ints:
+        """Compute tokens [n] at their positions in their lanes; the next token after each of the `outputs`.
+
+        Raises:
+            WorkerError: llama_decode failed.
+        """
         begin, count = 0, len(tokens)
         rows: list[Ints] = []
         while begin < count:

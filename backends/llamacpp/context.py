@@ -1,20 +1,23 @@
 """LlamaContext: one model and its memory inside llama.cpp, and the arrays through which batches go in."""
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InsufficientMemory, ModelFormatError
+from ...errors import InsufficientMemory, ModelFormatError, NotSupported
 from ..hardware import cpu_features
-from ..worker import ModelInfo, Progress, WorkerConfig
+from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
 from .library import error_lines, load_library
 from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS
+from .model_file import GGUFModel
 from .sequence_map import Cells
 
 Ints = NDArray[np.int32]
+Rows = NDArray[np.float32]
 
 _PADDING = 256
 """llama.cpp gives every stream a multiple of so many cells."""
@@ -32,15 +35,21 @@ class Layout:
     """In all lanes together."""
 
 
-def choose_layout(config: WorkerConfig, max_lanes: int) -> Layout:
+def choose_layout(config: WorkerConfig, max_lanes: int, is_causal: bool = True) -> Layout:
     """A stream for each sequence where the pool has room for all at full length, else one memory for all.
 
     In one memory every query walks over the cells of every sequence, while a stream costs its sequence
     nothing but its own: with 32 sequences of 512 tokens of a 0.5B model on two cores, streams give 1.4 times
     as many outputs per second. But only one memory lets sequences share cells, and so fit a smaller pool.
     There the lanes beyond `max_num_seqs` keep the prefixes of ended sequences; streams keep them without.
+
+    Streams cut sequences of unequal lengths into pieces. Where the model is not causal, tokens see those that
+    come after them, and must be in one piece with these.
     """
     seats = min(config.max_num_seqs, max_lanes)
+    if not is_causal:
+        cells = max(config.num_blocks * config.block_size, config.max_num_batched_tokens)
+        return Layout(False, seats, _padded(cells))
     blocks = -(-config.max_length // config.block_size)
     if config.num_blocks >= seats * blocks:
         return Layout(True, seats, seats * _padded(config.max_length))
@@ -57,15 +66,31 @@ class Context(Cells, Protocol):
     max_tokens: int
     """Most tokens of one `decode`."""
     max_rows: int
-    """Most rows of logits of one `decode`."""
+    """Most rows that may be wanted of one `decode`."""
     can_cut: bool
     """A lane may lose its last positions and go on before them."""
 
     def decode(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> int:
-        """Compute tokens; keep the logits of the rows `wanted`, ascending. llama_decode's return code."""
+        """Compute tokens; keep the rows of those at the places `wanted`, ascending. llama_decode's code."""
 
-    def logits(self, rows: int) -> NDArray[np.float32]:
-        """[rows, vocab] of the last `decode`, in its order: a view that holds until the next one."""
+    def rows(self) -> Rows:
+        """The rows that were wanted of the last `decode`, [rows, width]; they hold until the next one.
+
+        Logits of a model that writes texts, hidden states of one that gives embeddings.
+        """
+
+    def use_adapter(self, name: str | None) -> None:
+        """What is computed from now on is computed under that adapter; None: under none."""
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Read an adapter whose file has been checked.
+
+        Raises:
+            ModelFormatError: llama.cpp does not load it; says why.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Free an adapter."""
 
     def clear(self) -> None:
         """Empty every lane."""
@@ -77,48 +102,86 @@ class Context(Cells, Protocol):
 class LlamaContext:
     """Implements `Context` with llama.cpp."""
 
-    def __init__(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> None:
+    def __init__(self, file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress: Progress) -> None:
         """Read the weights, make the memory.
 
         Raises:
             ModelFormatError: llama.cpp does not load the file; says why.
             InsufficientMemory: there is no room for the memory.
-            NotSupported: llama.cpp is not installed.
+            NotSupported: llama.cpp is not installed, or keeps no cache of this causal model.
         """
         self._api = load_library()
-        self.layout = choose_layout(config, self._api.llama_max_parallel_sequences())
-        self._model = self._load(info, config, progress)
+        self._embeds = file.pooling is not None
+        self.layout = choose_layout(config, self._api.llama_max_parallel_sequences(), file.is_causal)
+        self._adapters: dict[str, tuple[Any, float]] = {}
+        self._adapter: str | None = None
         self._context: Any = None
+        self._model = self._load(info, config, progress)
         try:
-            self._vocab_size: int = self._api.llama_vocab_n_tokens(
-                self._api.llama_model_get_vocab(self._model)
-            )
-            if self._vocab_size != info.vocab_size:
+            vocab_size = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(self._model))
+            if vocab_size != info.vocab_size:
                 raise ModelFormatError(
-                    f"{info.path} has {self._vocab_size} tokens; {info.vocab_size} were found in its header"
+                    f"{info.path} has {vocab_size} tokens; {info.vocab_size} were found in its header"
                 )
-            self._context = self._make_context(info, config)
+            self.width: int = self._api.llama_model_n_embd_out(self._model) if self._embeds else vocab_size
+            self._context = self._make_context(file, info, config)
             self._memory = self._api.llama_get_memory(self._context)
+            if self._memory is None and file.is_causal:
+                raise NotSupported(
+                    f"llama.cpp keeps no cache for the architecture {info.architecture}, and so writes no "
+                    "texts with it"
+                )
             streams = self.layout.streams
             self.lane_size: int = self.layout.cells // self.layout.lanes if streams else self.layout.cells
             self.max_tokens: int = self._api.llama_n_batch(self._context)
-            self.max_rows = max(self.layout.lanes, MIN_OUTPUT_ROWS)
+            self.max_rows = self.max_tokens if self._embeds else max(self.layout.lanes, MIN_OUTPUT_ROWS)
             self._arrays = _BatchArrays(self._api, self.max_tokens)
             # A window that slides lets other sequences take cells which a prefix would need again.
             slides = self._api.llama_model_n_swa(self._model) > 0
-            self.can_cut = self._loses_parts() and (streams or not slides)
+            self.can_cut = file.is_causal and self._loses_parts() and (streams or not slides)
         except BaseException:
             self.close()
             raise
 
     def decode(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> int:
-        """See `Context`."""
-        return int(self._api.llama_decode(self._context, self._arrays.fill(tokens, positions, lanes, wanted)))
+        """See `Context`. Where hidden states are given, they are of all tokens."""
+        self._wanted, self._count = wanted, len(tokens)
+        given = list(range(len(tokens))) if self._embeds else wanted
+        return int(self._api.llama_decode(self._context, self._arrays.fill(tokens, positions, lanes, given)))
 
-    def logits(self, rows: int) -> NDArray[np.float32]:
+    def rows(self) -> Rows:
         """See `Context`."""
-        pointer = self._api.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (rows, self._vocab_size))
+        if not self._embeds:
+            logits = self._api.llama_get_logits(self._context)
+            return np.ctypeslib.as_array(logits, (len(self._wanted), self.width))
+        states = self._api.llama_get_embeddings(self._context)
+        all_rows = np.ctypeslib.as_array(states, (self._count, self.width))
+        return all_rows if len(self._wanted) == self._count else all_rows[self._wanted]
+
+    def use_adapter(self, name: str | None) -> None:
+        """See `Context`. llama.cpp lays out its buffers anew, so a change costs some milliseconds."""
+        if name == self._adapter:
+            return
+        chosen = [] if name is None else [self._adapters[name]]
+        handles = (self._api.llama_adapter_lora_p_ctypes * len(chosen))(*(handle for handle, _ in chosen))
+        scales = (ctypes.c_float * len(chosen))(*(scale for _, scale in chosen))
+        self._api.llama_set_adapters_lora(self._context, handles, len(chosen), scales)
+        self._adapter = name
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """See `Context`."""
+        with error_lines() as lines:
+            handle = self._api.llama_adapter_lora_init(self._model, os.fsencode(adapter.path))
+        if not handle:
+            raise ModelFormatError(f"{adapter.path} cannot be loaded by llama.cpp: {_reason(lines)}")
+        self._adapters[adapter.name] = handle, adapter.scale
+
+    def unload_adapter(self, name: str) -> None:
+        """See `Context`."""
+        if self._adapter == name:
+            self.use_adapter(None)  # the context would go on reading it
+        handle, _ = self._adapters.pop(name)
+        self._api.llama_adapter_lora_free(handle)
 
     def copy(self, source: int, target: int, end: int) -> None:
         """See `Cells`. Between streams only the whole can be copied, which the next `decode` does first."""
@@ -137,7 +200,8 @@ class LlamaContext:
         self._api.llama_memory_clear(self._memory, False)
 
     def close(self) -> None:
-        """See `Context`."""
+        """See `Context`. Adapters go with the model that they were loaded for."""
+        self._adapters.clear()
         context, self._context = self._context, None
         model, self._model = self._model, None
         if context is not None:
@@ -170,15 +234,22 @@ class LlamaContext:
             raise ModelFormatError(f"{info.path} cannot be loaded by llama.cpp: {_reason(lines)}")
         return model
 
-    def _make_context(self, info: ModelInfo, config: WorkerConfig) -> Any:
+    def _make_context(self, file: GGUFModel, info: ModelInfo, config: WorkerConfig) -> Any:
         layout = self.layout
+        rows = max(layout.lanes, MIN_OUTPUT_ROWS)
+        tokens = max(2, config.max_num_batched_tokens)
         parameters = self._api.llama_context_default_params()
         parameters.n_ctx = layout.cells
         parameters.n_seq_max = layout.lanes
         parameters.kv_unified = not layout.streams
-        parameters.n_batch = max(2, config.max_num_batched_tokens)
-        parameters.n_ubatch = min(MAX_UBATCH, parameters.n_batch)
-        parameters.n_outputs_max = max(layout.lanes, MIN_OUTPUT_ROWS)
+        if self._embeds:
+            parameters.embeddings = True
+            parameters.pooling_type = self._api.LLAMA_POOLING_TYPE_NONE
+            # Every token of a call gives a row, and llama.cpp ends the process where there is no room for it.
+            tokens, rows = (min(tokens, rows), rows) if file.is_causal else (tokens, max(tokens, rows))
+        parameters.n_batch = tokens
+        parameters.n_ubatch = min(MAX_UBATCH, tokens) if file.is_causal else tokens
+        parameters.n_outputs_max = rows
         parameters.n_threads = parameters.n_threads_batch = config.threads
         parameters.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_AUTO
         parameters.type_k = parameters.type_v = self._api.GGML_TYPE_F16

@@ -40,15 +40,21 @@ def export_gguf(
     """
     if kind not in EXPORT_TYPES:
         raise InvalidArgument("type", kind, ", ".join(EXPORT_TYPES))
-    if out.suffix != ".gguf" or not out.parent.is_dir() or out.exists():
-        raise InvalidArgument("out", str(out), "a new file ending in .gguf, in a folder that exists")
-    if not checkpoint.is_dir():
-        raise ModelNotFound(f"there is no folder {str(checkpoint)!r}")
-    if find_spec("gguf") is None:
-        raise NotSupported("writing GGUF files needs the gguf package: pip install 'millstream[llamacpp]'")
+    check_paths(out, checkpoint)
     from .export_file import write_model
 
     return write_model(checkpoint, out, kind, progress)
+
+
+def check_paths(out: Path, *folders: Path) -> None:
+    """Raise the errors of `export_gguf` that come before anything is read."""
+    if out.suffix != ".gguf" or not out.parent.is_dir() or out.exists():
+        raise InvalidArgument("out", str(out), "a new file ending in .gguf, in a folder that exists")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ModelNotFound(f"there is no folder {str(folder)!r}")
+    if find_spec("gguf") is None:
+        raise NotSupported("writing GGUF files needs the gguf package: pip install 'millstream[llamacpp]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def write_model(folder: Path, out: Path, kind: str, progress: Callable[[float], 
     tensors += TensorPlan(Checkpoint(folder), decoder, architecture, matrix_type).tensors()
     num_parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     writer.add_size_label(gguf.size_label(num_parameters, 0, 0, 0))
-    _write(writer, tensors, out, progress)
+    write_tensors(writer, tensors, out, progress)
     return ExportedModel(
         path=out,
         architecture=architecture.name,
@@ -85,10 +85,14 @@ def write_model(folder: Path, out: Path, kind: str, progress: Callable[[float], 
     )
 
 
-def _write(
+def write_tensors(
     writer: GGUFWriter, tensors: list[GGUFTensor], out: Path, progress: Callable[[float], None]
 ) -> None:
-    """Write all to a file beside `out` that gets its name when it is whole."""
+    """Write all to a file beside `out` that gets its name when it is whole.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
     for tensor in tensors:
         # The writer takes the shape of an array of bytes for one in bytes; no other element type matters.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.num_bytes, tensor.kind)

@@ -34,6 +34,8 @@ class GGUFTensor:
     """Row of this tensor that each row of the checkpoint's goes to; None: the same row."""
     offset: float = 0.0
     """Added to every element."""
+    factor: float = 1.0
+    """What every element is multiplied with."""
 
     @property
     def num_bytes(self) -> int:
@@ -62,8 +64,8 @@ class GGUFTensor:
 
     def _encode(self, piece: Tensor) -> NDArray[np.uint8]:
         """Bytes of each of some rows, [rows, bytes of one]."""
-        if self.offset:
-            piece = piece.float() + self.offset
+        if self.offset or self.factor != 1.0:
+            piece = piece.float() * self.factor + self.offset
         dtype = _TORCH_TYPES.get(self.kind)
         if dtype is None:
             quantised: NDArray[np.uint8] = gguf.quants.quantize(piece.float().numpy(), self.kind)

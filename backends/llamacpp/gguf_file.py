@@ -30,7 +30,7 @@ MAX_TENSOR_NAME = 63
 """Bytes; llama.cpp's names are arrays of 64."""
 DEFAULT_ALIGNMENT = 32
 
-_STRING, _ARRAY = 8, 9
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
 Value = str | int | float | bool | NDArray[Any] | StringArray
@@ -60,11 +60,18 @@ class GGUFFile:
     """The header of one file, checked against the file's size."""
 
     def __init__(
-        self, path: Path, version: int, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...]
+        self,
+        path: Path,
+        version: int,
+        metadata: Mapping[str, Value],
+        types: Mapping[str, int],
+        tensors: tuple[TensorInfo, ...],
     ) -> None:
+        """`types` are GGUF's numbers of the types of the values in `metadata`."""
         self.path = path
         self.version = version
         self.metadata = metadata
+        self.types = types
         self.tensors = tensors
 
     def text(self, key: str) -> str | None:
@@ -86,6 +93,10 @@ class GGUFFile:
         """The truth value under `key`; None where there is none."""
         value: bool | None = self._scalar(key, bool, "true or false")
         return value
+
+    def is_float32(self, key: str) -> bool:
+        """Whether there is a number of that type under `key`."""
+        return self.types.get(key) == _FLOAT32
 
     def integers(self, key: str, count: int) -> tuple[int, ...] | None:
         """`count` whole numbers: an array's first ones, or one for all; None where there is neither."""
@@ -155,25 +166,27 @@ def _read_file(reader: BoundedReader) -> GGUFFile:
         raise reader.damaged(f"it announces {num_tensors} tensors, more than {MAX_TENSORS}")
     if num_pairs > MAX_PAIRS:
         raise reader.damaged(f"it announces {num_pairs} keys, more than {MAX_PAIRS}")
-    metadata = _read_metadata(reader, num_pairs)
+    metadata, types = _read_metadata(reader, num_pairs)
     alignment = _alignment(reader, metadata)
     tensors = _read_tensors(reader, num_tensors, alignment)
-    return GGUFFile(reader.path, version, MappingProxyType(metadata), tensors)
+    return GGUFFile(reader.path, version, MappingProxyType(metadata), MappingProxyType(types), tensors)
 
 
-def _read_metadata(reader: BoundedReader, count: int) -> dict[str, Value]:
+def _read_metadata(reader: BoundedReader, count: int) -> tuple[dict[str, Value], dict[str, int]]:
+    """Values, and the numbers of their types."""
     metadata: dict[str, Value] = {}
+    types: dict[str, int] = {}
     for number in range(count):
         key = reader.string(f"the name of key {number}", MAX_KEY)
         if not key or key in metadata:
             raise reader.damaged(f"key {key!r} is there twice" if key else f"key {number} has no name")
-        metadata[key] = _read_value(reader, key)
-    return metadata
+        types[key] = reader.u32(f"key {key!r}")
+        metadata[key] = _read_value(reader, key, types[key])
+    return metadata, types
 
 
-def _read_value(reader: BoundedReader, key: str) -> Value:
+def _read_value(reader: BoundedReader, key: str, kind: int) -> Value:
     what = f"key {key!r}"
-    kind = reader.u32(what)
     if kind == _STRING:
         return reader.string(what)
     if kind in SCALARS:

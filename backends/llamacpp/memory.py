@@ -9,17 +9,20 @@ from .model_file import GGUFModel, Shape
 MAX_UBATCH = 512
 """Most tokens that llama.cpp computes at once; a longer step is cut into such pieces."""
 MIN_OUTPUT_ROWS = 128
-"""Rows of logits that there is room for even where fewer sequences run; prompts are scored in such pieces."""
+"""Rows that there is room for even where fewer sequences run; prompts are scored in such pieces."""
 _FLOAT, _HALF = 4, 2
 
 
 def memory_needs(model: GGUFModel, vocab_size: int, config: WorkerConfig) -> MemoryNeeds:
     """Upper estimates of what loading `model` with this configuration takes, the cache in 16-bit floats."""
     shape = model.shape
+    causal = model.is_causal
     return MemoryNeeds(
         weights=model.tensor_bytes,
-        activations=_step_bytes(shape, vocab_size, config) + _state_bytes(shape, config.max_num_seqs),
-        kv_per_block=max(1, shape.kv_per_token * _HALF * config.block_size),
+        activations=_step_bytes(shape, config, causal)
+        + _row_bytes(model, vocab_size, config)
+        + _state_bytes(shape, config.max_num_seqs),
+        kv_per_block=max(1, shape.kv_per_token * _HALF * config.block_size) if model.has_cache else 1,
     )
 
 
@@ -43,9 +46,11 @@ def gpu_memory(nvml: Any = None) -> MemoryLimit:
     return MemoryLimit(total, used, f"{len(found)} GPU{'s' if len(found) > 1 else ''}")
 
 
-def _step_bytes(shape: Shape, vocab_size: int, config: WorkerConfig) -> int:
-    """llama.cpp's buffer for the graph of one piece of a step, and the rows of logits."""
-    tokens = min(config.max_num_batched_tokens, MAX_UBATCH)
+def _step_bytes(shape: Shape, config: WorkerConfig, causal: bool) -> int:
+    """llama.cpp's buffer for the graph of one piece of a step."""
+    tokens = config.max_num_batched_tokens
+    # A piece of a step; all of it where tokens see those that come after them.
+    tokens = min(tokens, MAX_UBATCH) if causal else tokens
     heads, kv_heads = max(shape.heads), max(shape.kv_heads)
     projected = heads * (shape.key_length + shape.value_length) + kv_heads * (
         shape.key_length + shape.value_length
@@ -53,10 +58,21 @@ def _step_bytes(shape: Shape, vocab_size: int, config: WorkerConfig) -> int:
     # The residual stream and a branch's two ends; then the larger one of the two branches' insides.
     per_token = 3 * shape.embedding_length + max(2 * projected, 3 * max(shape.feed_forward))
     # The mask of every token against every position.
-    mask = tokens * config.max_length * _HALF
-    # The graph's own result, the copy that llama.cpp gives out, and two of the sampler's.
+    mask = tokens * max(tokens, config.max_length) * _HALF
+    return tokens * per_token * _FLOAT + mask
+
+
+def _row_bytes(model: GGUFModel, vocab_size: int, config: WorkerConfig) -> int:
+    """What is given out for tokens: logits, for which there is room even where hidden states are given."""
     rows = max(config.max_num_seqs, MIN_OUTPUT_ROWS)
-    return tokens * per_token * _FLOAT + mask + 4 * rows * vocab_size * _FLOAT
+    if model.pooling is None:
+        # The graph's own result, the copy that llama.cpp gives out, and two of the sampler's.
+        return 4 * rows * vocab_size * _FLOAT
+    if not model.is_causal:
+        rows = max(config.max_num_seqs, config.max_num_batched_tokens)
+    # The graph's own result, where it computes one, and the copies of both.
+    logits = 2 * vocab_size if model.has_cache else vocab_size
+    return rows * (logits + 2 * model.shape.embedding_length) * _FLOAT
 
 
 def _state_bytes(shape: Shape, max_num_seqs: int) -> int:

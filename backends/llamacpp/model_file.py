@@ -8,12 +8,30 @@ from types import MappingProxyType
 import msgspec
 
 from ...errors import ModelFormatError
+from ...scheduler.batch import Pooling
 from ..gguf_names import choose_model, parts_of
 from .gguf_file import GGUFFile, read_gguf
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+ENCODERS = frozenset(
+    (
+        "bert",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+    )
+)
+"""Architectures that llama.cpp computes without a cache: every token sees all others."""
+POOLINGS: Mapping[int, Pooling] = MappingProxyType({1: Pooling.MEAN, 2: Pooling.CLS, 3: Pooling.LAST})
+"""ggml's numbers -> kinds."""
+_NO_POOLING, _RANK = (0, (1 << 32) - 1), 4
 SAMPLING_KEYS: Mapping[str, str] = MappingProxyType(
     {
         "general.sampling.temp": "temperature",
@@ -93,30 +111,50 @@ class GGUFModel:
         return {name: value for name, value in said.items() if value is not None}
 
     @property
-    def is_embedding_model(self) -> bool:
-        """Whether the file says that tokens see the whole text, or that a text becomes one vector."""
-        pooling = self._number("pooling_type")
-        return self.header.flag(f"{self.architecture}.attention.causal") is False or pooling not in (None, 0)
+    def is_causal(self) -> bool:
+        """Whether a token sees only itself and those before it."""
+        said = self.header.flag(f"{self.architecture}.attention.causal")
+        return self.architecture not in ENCODERS and said is not False
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether llama.cpp keeps keys and values of the tokens that it has computed."""
+        return self.architecture not in ENCODERS
+
+    @property
+    def is_reranker(self) -> bool:
+        """Whether it scores pairs of texts."""
+        return self._number("pooling_type") == _RANK
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How an embedding model makes one vector of a text; None for a model that writes texts."""
+        said = POOLINGS.get(self._number("pooling_type") or 0)
+        return said if said is not None or self.is_causal else Pooling.MEAN
 
     @property
     def begins_texts_with_blank(self) -> bool:
-        """Whether the tokenizer puts a blank in front of a text, as SentencePiece's does by default."""
+        """Whether the first token of a text has a blank in front that is not the text's.
+
+        WordPiece's tokens of words all have one, SentencePiece's by default.
+        """
         said = self.header.flag("tokenizer.ggml.add_space_prefix")
-        return self._is_sentence_piece if said is None else said
+        return self._tokenizer in ("llama", "bert") if said is None else said
 
     @property
     def missing_byte_tokens(self) -> int:
         """How many bytes a tokenizer that falls back to bytes has no token for."""
         tokens = self.header.strings("tokenizer.ggml.tokens")
-        if tokens is None or not self._is_sentence_piece:
+        if tokens is None or self._tokenizer != "llama":
             return 0
         needed = {b"<0x%02X>" % byte: bytes([byte]) for byte in range(256)}
         present = {token for token in tokens if len(token) == 1 or token in needed}
         return sum(name not in present and byte not in present for name, byte in needed.items())
 
     @property
-    def _is_sentence_piece(self) -> bool:
-        return self.header.text("tokenizer.ggml.model") == "llama"
+    def _tokenizer(self) -> str | None:
+        """ "llama" for SentencePiece, "bert" for WordPiece, "gpt2" for merges of bytes, and others."""
+        return self.header.text("tokenizer.ggml.model")
 
     @cached_property
     def shape(self) -> Shape:
@@ -132,6 +170,8 @@ class GGUFModel:
         head_size = embedding // max(heads) if max(heads) else 0
         self._check_experts(layers)
         self._check_rope()
+        self._check_pooling()
+        self._check_dense(embedding)
         predicting = self._number("nextn_predict_layers") or 0
         if not 0 <= predicting <= layers:
             raise self._damaged(f"{predicting} of its {layers} layers predict further tokens")
@@ -247,6 +287,22 @@ class GGUFModel:
         scaling = self.header.text(f"{self.architecture}.rope.scaling.type")
         if scaling is not None and scaling not in ROPE_SCALINGS:
             raise self._damaged(f"its rope scaling is {scaling!r}; allowed: {', '.join(ROPE_SCALINGS)}")
+
+    def _check_pooling(self) -> None:
+        kind = self._number("pooling_type")
+        if kind is not None and kind not in (*_NO_POOLING, *POOLINGS, _RANK):
+            raise self._damaged(f"{self.architecture}.pooling_type is {kind}; allowed: 0 to {_RANK}")
+
+    def _check_dense(self, embedding: int) -> None:
+        """The layers that an embedding goes through at last fit each other, and lead back to its size."""
+        width = embedding
+        for layer in ("dense_2", "dense_3"):
+            taken, given = self._number(f"{layer}_feat_in") or 0, self._number(f"{layer}_feat_out") or 0
+            if (taken or given) and (taken != width or given <= 0):
+                raise self._damaged(f"{layer} makes {given} numbers of {taken}, and there are {width}")
+            width = given or width
+        if width != embedding:
+            raise self._damaged(f"its last layers make {width} numbers of {embedding}")
 
     def _damaged(self, why: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path} is damaged: {why}")

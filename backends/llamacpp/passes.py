@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..torch.prompt_scores import PromptPart
-
 MAX_HOLE = 4
 """Longest hole that is filled: a piece more costs about as much as so many tokens of it."""
 
@@ -24,25 +22,15 @@ MAX_HOLE = 4
 class Work:
     """One slice of a step: the positions to compute, with those before it whose content is missing."""
 
-    index: int
-    """Of the slice in its batch."""
     seq: int
     lane: int
     tokens: Sequence[int]
     first: int
     """Position of the first of `tokens`."""
+    leading: range
+    """Rows, counted in `tokens`, that are passed on as they come."""
     answers: bool
     """The last row is wanted, to choose a token by."""
-    part: PromptPart | None
-    """The slice's prompt tokens to score."""
-    missing: int
-    """How many of `tokens` come before the slice."""
-
-    @property
-    def scored(self) -> range:
-        """Rows, counted in `tokens`, whose logits score a prompt."""
-        count = len(self.part.predicted) if self.part is not None else 0
-        return range(self.missing, self.missing + count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +42,9 @@ class Share:
     end: int
 
     @property
-    def scored(self) -> range:
-        """Rows to score, counted in the work's tokens."""
-        rows = self.work.scored
+    def leading(self) -> range:
+        """Rows to pass on, counted in the work's tokens."""
+        rows = self.work.leading
         return range(max(rows.start, self.begin), min(rows.stop, self.end))
 
     @property
@@ -81,7 +69,7 @@ def cut(works: Sequence[Work], max_tokens: int, max_rows: int) -> Iterator[list[
                 continue
             shares.append(share)
             tokens -= share.end - begin
-            rows -= len(share.scored) + share.answers
+            rows -= len(share.leading) + share.answers
             begin = share.end
     if shares:
         yield shares
@@ -90,10 +78,10 @@ def cut(works: Sequence[Work], max_tokens: int, max_rows: int) -> Iterator[list[
 def _share(work: Work, begin: int, max_tokens: int, max_rows: int) -> Share | None:
     """As much of the work from `begin` on as the bounds allow; None where that is nothing."""
     end = min(len(work.tokens), begin + max_tokens)
-    to_score = work.scored
-    end = min(end, max(begin, to_score.start) + max_rows) if to_score.stop > begin else end
+    leading = work.leading
+    end = min(end, max(begin, leading.start) + max_rows) if leading.stop > begin else end
     share = Share(work, begin, end)
-    if share.answers and len(share.scored) + 1 > max_rows:
+    if share.answers and len(share.leading) + 1 > max_rows:
         share = Share(work, begin, end - 1)
     return share if share.end > begin else None
 

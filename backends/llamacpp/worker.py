@@ -1,41 +1,32 @@
-"""LlamaCppWorker: executes batches with llama.cpp and the sampler."""
+"""LlamaCppWorker: executes batches with llama.cpp, and hands the rows it gives to a reader."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 
-import torch
-
-from ...errors import WorkerError
-from ...scheduler.batch import Batch, Slice, StepResult, TokenLogprobs, Wants
+from ...errors import NotSupported, WorkerError
+from ...scheduler.batch import Batch, Slice, StepResult
 from ..sampling import Sampler
-from ..torch.prompt_scores import PromptScores
-from ..worker import ModelInfo, Progress, WorkerConfig, WorkerSpec
+from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
+from .adapter_file import check_adapter
 from .context import Context, LlamaContext
+from .model_file import GGUFModel
 from .passes import Share, Work, cut, holes
+from .readers import Answers, EmbeddingReader, Reader, TokenReader
 from .sequence_map import MapStats, Opening, SequenceMap
-
-
-@dataclass(slots=True)
-class _Answers:
-    """What the calls of one step have given so far."""
-
-    token_ids: list[int | None]
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
-    unplaced: set[int] = field(default_factory=set)
 
 
 class LlamaCppWorker:
     """A Worker over llama.cpp. Blocks are names to it: see `SequenceMap`."""
 
-    def __init__(self, spec: WorkerSpec, context: Context, sampler: Sampler) -> None:
+    def __init__(self, spec: WorkerSpec, file: GGUFModel | None, context: Context, reader: Reader) -> None:
+        """`file` is the header of the model, to check adapters against; None where none is taken."""
         self._spec = spec
+        self._file = file
         self._context: Context | None = context
-        self._sampler = sampler
-        self._prompts = PromptScores(sampler.token_logprobs)
+        self._reader = reader
         self._tokens: dict[int, list[int]] = {}
         """All tokens of each live sequence, to compute again what no lane holds any more."""
+        self._adapter_of: dict[int, str | None] = {}
         self._map = SequenceMap(
             context,
             lanes=context.layout.lanes,
@@ -61,17 +52,30 @@ class LlamaCppWorker:
 
     def execute(self, batch: Batch) -> StepResult:
         """See `Worker`."""
-        if self._context is None:
-            raise WorkerError("the worker is closed")
+        context = self._open_context()
         try:
-            return self._execute(batch, self._context)
+            return self._execute(batch, context)
         except Exception as error:
             # What was claimed may not have been computed, and a call that failed may have left some of it.
             self._map.clear()
-            self._context.clear()
+            context.clear()
             if isinstance(error, WorkerError):
                 raise
             raise WorkerError(f"{type(error).__name__} while executing a batch: {error}") from error
+
+    def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
+        """See `Worker`; it is a .gguf file."""
+        context = self._open_context()
+        if self._file is None or not self._spec.takes_adapters:
+            raise NotSupported(
+                f"adapter {adapter.name!r}: models that give embeddings take none on llama.cpp"
+            )
+        check_adapter(adapter.path, self._file, max_rank)
+        context.load_adapter(adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """See `Worker`."""
+        self._open_context().unload_adapter(name)
 
     def close(self) -> None:
         """See `Worker`."""
@@ -79,38 +83,50 @@ class LlamaCppWorker:
         if context is not None:
             context.close()
 
+    def _open_context(self) -> Context:
+        if self._context is None:
+            raise WorkerError("the worker is closed")
+        return self._context
+
     def _execute(self, batch: Batch, context: Context) -> StepResult:
         for seq in batch.retired:
-            self._sampler.retire(seq)
-            self._prompts.retire(seq)
+            self._reader.retire(seq)
             self._map.retire(seq)
             self._tokens.pop(seq, None)
+            self._adapter_of.pop(seq, None)
         for start in batch.started:
-            self._sampler.start(start)
-            self._prompts.start(start)
+            self._reader.start(start)
             self._map.retire(start.seq)
             self._tokens[start.seq] = list(start.token_ids)
-        answers = _Answers([None] * len(batch.slices))
-        works = self._place(batch.slices, context)
-        for shares in cut(works, context.max_tokens, context.max_rows):
-            self._compute(shares, context, answers)
-        parts = [work.part for work in works if work.part is not None and work.seq not in answers.unplaced]
+            self._adapter_of[start.seq] = start.adapter
+        answers = Answers()
+        if batch.slices:
+            self._compute_step(batch.slices, context, answers)
         return StepResult(
-            token_ids=answers.token_ids,
+            token_ids=[answers.tokens.get(piece.seq) for piece in batch.slices],
             logprobs=answers.logprobs,
-            prompt_logprobs={part.piece.seq: self._prompts.finish(part) for part in parts},
+            prompt_logprobs=answers.prompt_logprobs,
+            embeddings=answers.embeddings,
             errors=answers.errors,
             unplaced=frozenset(answers.unplaced),
             lost_blocks=self._map.take_lost(),
         )
 
+    def _compute_step(self, slices: Sequence[Slice], context: Context, answers: Answers) -> None:
+        adapters = {self._adapter_of[piece.seq] for piece in slices}
+        if len(adapters) > 1:
+            raise WorkerError(f"one step runs under one adapter, not under {', '.join(map(repr, adapters))}")
+        context.use_adapter(*adapters)
+        for shares in cut(self._place(slices, context), context.max_tokens, context.max_rows):
+            self._compute(shares, context, answers)
+        self._reader.finish([piece for piece in slices if piece.seq not in answers.unplaced], answers)
+
     def _place(self, slices: Sequence[Slice], context: Context) -> list[Work]:
         """Give each slice's sequence a lane, and find out what is to be computed there."""
-        parts = {part.piece.seq: part for part in self._prompts.parts(slices)}
         new = [piece for piece in slices if not self._map.is_open(piece.seq)]
         self._map.open([Opening(piece.seq, piece.blocks, piece.start) for piece in new])
         works = []
-        for index, piece in enumerate(slices):
+        for piece, wanted in zip(slices, self._reader.begin_step(slices), strict=True):
             known = self._tokens[piece.seq]
             end = piece.start + len(piece.tokens)
             if piece.start > len(known):
@@ -120,21 +136,20 @@ class LlamaCppWorker:
             known[piece.start : end] = piece.tokens
             held = self._map.align(piece.seq, piece.start)
             self._map.claim(piece.seq, piece.blocks, end)
+            missing = piece.start - held
             works.append(
                 Work(
-                    index=index,
                     seq=piece.seq,
                     lane=self._map.lane(piece.seq),
-                    tokens=piece.tokens if held == piece.start else known[held:end],
+                    tokens=known[held:end] if missing else piece.tokens,
                     first=held,
-                    answers=piece.wants is Wants.TOKEN,
-                    part=parts.get(piece.seq),
-                    missing=piece.start - held,
+                    leading=range(missing, missing + wanted.leading),
+                    answers=wanted.last,
                 )
             )
         return works
 
-    def _compute(self, shares: list[Share], context: Context, answers: _Answers) -> None:
+    def _compute(self, shares: list[Share], context: Context, answers: Answers) -> None:
         """One call of llama_decode; where there is no room for it, as much of it as there is room for."""
         shares = [share for share in shares if share.work.seq not in answers.unplaced]
         if not shares:
@@ -172,7 +187,7 @@ class LlamaCppWorker:
                 positions.append(length)
                 lanes.append(lane)
             row = len(tokens) - begin
-            wanted += [row + scored for scored in share.scored]
+            wanted += [row + leading for leading in share.leading]
             tokens += work.tokens[begin:end]
             positions += range(work.first + begin, work.first + end)
             lanes += [work.lane] * (end - begin)
@@ -197,42 +212,37 @@ class LlamaCppWorker:
                 room -= len(hole)
         return fillers
 
-    def _read(self, shares: Sequence[Share], context: Context, answers: _Answers) -> None:
-        """Score prompts and choose tokens by the logits of the last call."""
-        rows = sum(len(share.scored) + share.answers for share in shares)
-        if not rows:
+    def _read(self, shares: Sequence[Share], context: Context, answers: Answers) -> None:
+        """Hand the rows of the last call to the reader."""
+        if not any(len(share.leading) + share.answers for share in shares):
             return
-        logits = torch.from_numpy(context.logits(rows))
-        answering: list[Work] = []
+        rows = context.rows()
+        answering: list[int] = []
         answer_rows: list[int] = []
         row = 0
         for share in shares:
-            count = len(share.scored)
-            if count and share.work.part is not None:
-                self._prompts.add(share.work.part, logits[row : row + count])
-            row += count
+            end = row + len(share.leading)
+            if end > row:
+                self._reader.add(share.work.seq, rows[row:end])
+            row = end
             if share.answers:
-                answering.append(share.work)
+                answering.append(share.work.seq)
                 answer_rows.append(row)
                 row += 1
-        if len(answer_rows) < rows:
-            logits = logits[answer_rows]
-        sample = self._sampler.sample(logits, [work.seq for work in answering])
-        for work, token in zip(answering, sample.token_ids, strict=True):
-            answers.token_ids[work.index] = token
-        answers.logprobs.update(sample.logprobs)
-        answers.errors.update(sample.errors)
+        if answering:
+            self._reader.answer(answering, rows if len(answering) == row else rows[answer_rows], answers)
 
 
-def load_worker(info: ModelInfo, config: WorkerConfig, progress: Progress) -> LlamaCppWorker:
-    """Read the weights and make the worker. The files' headers have been checked.
+def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress: Progress) -> LlamaCppWorker:
+    """Read the weights and make the worker of the model whose headers are `file`.
 
     Raises:
         ModelFormatError: llama.cpp does not load the file; says why.
         InsufficientMemory: there is no room for the cache.
-        NotSupported: llama.cpp is not installed.
+        NotSupported: llama.cpp is not installed, or does not write texts with this model.
     """
-    context = LlamaContext(info, config, progress)
+    context = LlamaContext(file, info, config, progress)
+    pooling = file.pooling
     spec = WorkerSpec(
         vocab_size=info.vocab_size,
         max_length=config.max_length,
@@ -244,7 +254,15 @@ def load_worker(info: ModelInfo, config: WorkerConfig, progress: Progress) -> Ll
         warmup_tokens=64 if config.device == "cpu" else config.max_num_batched_tokens,
         shares_prefixes=context.can_cut,
         shares_within_step=False,
+        generates=pooling is None,
+        embedding=None if pooling is None else EmbeddingSpec(size=context.width, pooling=pooling),
+        chunks_prompts=file.is_causal,
+        takes_adapters=pooling is None,
+        mixes_adapters=False,
         device=config.device,
         dtype=config.dtype,
     )
-    return LlamaCppWorker(spec, context, Sampler(info.vocab_size, spec.max_num_seqs, "cpu"))
+    reader: Reader = EmbeddingReader()
+    if pooling is None:
+        reader = TokenReader(Sampler(info.vocab_size, spec.max_num_seqs, "cpu"))
+    return LlamaCppWorker(spec, file, context, reader)

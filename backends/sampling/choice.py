@@ -1,4 +1,4 @@
-"""Chooser: draws tokens from rows of logits, each row as if it were alone.
+"""NumpyChooser: draws tokens from rows of logits by NumPy; the reference of every other Chooser.
 
 A draw is an exponential race (the Gumbel-max trick without its logarithm): token i of weight w = exp((logit -
 peak) / temperature) arrives at e / w, where e is standard exponential noise that belongs to (seed, position,
@@ -13,19 +13,11 @@ stand beside it, nor on how many of a row's leading tokens were looked at.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .chooser import MAX_VOCAB, Bools, Doubles, Floats, Warp
 from .noise import Bits, Ints, TokenNoise, Words
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-MAX_VOCAB = 2**20
-"""Sort keys give a token id 20 bits."""
 
 _MAX_GROUP = 2**11
 """Sort keys give a row 11 bits."""
@@ -43,31 +35,8 @@ _SLACK = 1e-4
 _LOWEST = np.finfo(np.float32).min
 
 
-@dataclass(frozen=True, slots=True)
-class Warp:
-    """How n rows are drawn from, one entry per row."""
-
-    temperature: Floats
-    top_k: Ints
-    """Tokens kept at most; the vocabulary's size where top-k is off."""
-    top_p: Doubles
-    """Infinity where top-p is off."""
-    min_gap: Floats
-    """Natural logarithm of min_p; minus infinity where it is off."""
-
-    def take(self, rows: Ints) -> "Warp":
-        """The entries of `rows`."""
-        return Warp(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_gap[rows])
-
-
-class Chooser:
-    """Draws from rows of `vocab_size` logits; holds sizes and the noise's table.
-
-    Every method takes `logits` [m, vocab] and `rows`, the n ascending indices of those that are meant. Their
-    largest logits (`peaks` [n]) are finite; single logits may be minus infinity. Tokens are ordered by
-    falling logit, equal logits by rising token id. Differences of logits may overflow to infinity, which is
-    meant so; it is for the caller to silence NumPy's warning.
-    """
+class NumpyChooser:
+    """Draws from rows of `vocab_size` logits; holds sizes and the noise's table."""
 
     def __init__(self, vocab_size: int, rungs: tuple[int, ...] = RUNGS) -> None:
         self._vocab_size = vocab_size
@@ -76,15 +45,14 @@ class Chooser:
         # The vocabulary is tiled into layers of `columns` tokens: column c holds c, c + columns, and so on.
         self._columns = vocab_size // _LAYERS if vocab_size >= 64 * _LAYERS else vocab_size
         self.block_rows = max(1, _BLOCK_ELEMENTS // vocab_size)
-        """Rows worked on at once."""
+
+    def best(self, logits: Floats) -> tuple[Ints, Floats]:
+        """See `Chooser.best`."""
+        ids = logits.argmax(axis=1)
+        return ids, logits[np.arange(len(ids)), ids]
 
     def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
-        """Token ids [n] drawn from what temperature, top_k, top_p and min_p leave of each row.
-
-        `words` [n] are the rows' noise. Of tokens that arrive at the same time the smallest id is drawn.
-        Top-p keeps the shortest run of leading tokens whose probability, among the top_k, reaches p; min-p
-        keeps tokens of at least min_p times the likeliest one's probability. One token at least is kept.
-        """
+        """See `Chooser.choose`."""
         chosen = np.empty(len(rows), np.int64)
         whole = (warp.top_k >= self._vocab_size) & np.isinf(warp.top_p) & np.isinf(warp.min_gap)
         picks = np.flatnonzero(whole)
@@ -100,10 +68,7 @@ class Chooser:
         return chosen
 
     def leading(self, logits: Floats, rows: Ints, width: int) -> tuple[Ints, Floats]:
-        """Ids and logits [n, width] of the leading tokens of each row, best first.
-
-        Where fewer than `width` tokens are finite, the rest is token 0 with minus infinity.
-        """
+        """See `Chooser.leading`."""
         if len(rows) > _MAX_GROUP:
             head_ids, head = self.leading(logits, rows[:_MAX_GROUP], width)
             tail_ids, tail = self.leading(logits, rows[_MAX_GROUP:], width)
@@ -118,7 +83,7 @@ class Chooser:
         return ids, np.where(exists, logits[rows[:, None], ids], np.float32(-np.inf))
 
     def log_totals(self, logits: Floats, rows: Ints, peaks: Floats) -> Doubles:
-        """log(sum(exp(logits))) [n] of each row."""
+        """See `Chooser.log_totals`."""
         return np.log(self._totals(logits, rows, peaks, np.ones(len(rows), np.float32))) + peaks
 
     def _draw_whole(
@@ -191,9 +156,9 @@ class Chooser:
             if (temperature[block] != 1).any():
                 weights /= temperature[block, None]
             np.exp(weights, out=weights)
-            masses = weights[:, :whole].reshape(len(part), -1, self._columns).sum(axis=1)
+            masses = weights[:, :whole].reshape(len(part), -1, self._columns).sum(axis=1, dtype=np.float64)
             masses[:, : self._vocab_size - whole] += weights[:, whole:]
-            totals[block] = np.cumsum(masses, axis=1, dtype=np.float64)[:, -1]
+            totals[block] = np.cumsum(masses, axis=1)[:, -1]
         return totals
 
     def _candidate_keys(self, logits: Floats, rows: Ints, width: int) -> Iterator[Ints]:
@@ -225,12 +190,6 @@ class Chooser:
 
     def _blocks(self, n: int) -> Iterator[slice]:
         return (slice(at, min(at + self.block_rows, n)) for at in range(0, n, self.block_rows))
-
-
-def best(logits: Floats) -> tuple[Ints, Floats]:
-    """Index of the first largest logit of each row, and that logit: [n] each. NaN exceeds any number."""
-    ids = logits.argmax(axis=1)
-    return ids, logits[np.arange(len(ids)), ids]
 
 
 def _gaps(logits: Floats, peaks: Floats, temperature: Floats) -> Floats:

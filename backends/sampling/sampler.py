@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from ...scheduler.batch import SequenceStart, TokenLogprobs
-from .choice import MAX_VOCAB, Bools, Chooser, Floats, Warp, best
+from .chooser import MAX_VOCAB, Bools, Chooser, Floats, Warp
+from .native import fastest_chooser
 from .noise import Ints, noise_key, noise_words
 from .penalties import Penalties
 
@@ -39,11 +40,19 @@ class Sampler:
     about as rarely as it is small. Equal logits stand in the order of their token ids, in greedy choice,
     top-k, top-p and logprobs.
 
-    The work is done by NumPy on the host. From another device only the rows that need it are brought over.
+    The work is done on the host. From another device only the rows that need it are brought over.
     """
 
-    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        max_num_seqs: int,
+        device: torch.device | str,
+        chooser: Chooser | None = None,
+    ) -> None:
         """Sequence ids run from 0 to `max_num_seqs` - 1; `device` is where the logits are.
+
+        `chooser` draws from rows of `vocab_size` logits; by default it is the fastest one there is here.
 
         Raises:
             InvalidArgument: `vocab_size` is not in 2 to 2**20.
@@ -52,7 +61,7 @@ class Sampler:
             raise InvalidArgument("vocab_size", vocab_size, f"2 to {MAX_VOCAB}")
         self._vocab_size = vocab_size
         self._on_host = torch.device(device).type == "cpu"
-        self._chooser = Chooser(vocab_size)
+        self._chooser = chooser or fastest_chooser(vocab_size)
         self._live = np.zeros(max_num_seqs, np.bool_)
         self._positions = np.zeros(max_num_seqs, np.int64)
         self._keys = np.zeros(max_num_seqs, np.uint64)
@@ -183,7 +192,7 @@ class Sampler:
         """
         if self._on_host:
             values = _to_host(logits)
-            return values, np.arange(len(values)), *best(values)
+            return values, np.arange(len(values)), *self._chooser.best(values)
         places = np.flatnonzero(needed)
         rows = np.zeros(len(needed), np.int64)
         rows[places] = np.arange(len(places))
@@ -199,7 +208,7 @@ class Sampler:
             penalties = self._penalties[seq]
             if penalties is not None:
                 penalties.apply(row)
-        chosen, peaks = best(values)
+        chosen, peaks = self._chooser.best(values)
         possible = np.isfinite(peaks)
         picks = np.flatnonzero(possible & ~self._greedy[seqs])
         if picks.size:
@@ -258,7 +267,7 @@ def _failure(position: int, finite: bool) -> str:
 
 
 def best_on_device(logits: Tensor) -> tuple[Ints, Floats]:
-    """`best` of logits that are not on the host; only ids and peaks [R] come over."""
+    """`Chooser.best` of logits that are not on the host; only ids and peaks [R] come over."""
     peaks, ids = logits.max(dim=1)
     return ids.cpu().numpy(), peaks.cpu().numpy()
 

@@ -13,14 +13,14 @@ from ..worker import MemoryNeeds, ModelInfo, Progress, Tokenizer, Worker, Worker
 from . import transformers_config
 from .checkpoint import Checkpoint
 from .config import decoder_config, is_native, read_config, text_config
-from .decoder import NativeDecoder
-from .kernels import Kernels
-from .linear import is_packed
+from .decoder import NativeDecoder, weight_bytes
+from .kernels import KVCacheDtype
 from .memory import activation_bytes
 from .model import PagedModel
 from .model_info import eos_token_ids, generation_defaults, max_length
-from .torch_kernels import TorchKernels
-from .weights import count_parameters, load_weights, weight_bytes
+from .native_kernels import make_kernels
+from .quantisation import check_quantization
+from .weights import DecoderWeights, count_parameters
 from .worker import TorchWorker
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,11 +84,16 @@ class TorchBackend:
         """See `Backend`."""
         dtype = DTYPES[config.dtype]
         model_config = read_config(info.path)
+        check_quantization(
+            config.quantization,
+            native=is_native(model_config),
+            device=config.device,
+            dtype=config.dtype,
+            architecture=info.architecture,
+        )
         if is_native(model_config):
             decoder = decoder_config(model_config, config.max_length)
-            weights = weight_bytes(decoder, dtype)
-            if decoder.tied_head and is_packed(dtype, torch.device(config.device)):
-                weights += decoder.vocab_size * decoder.hidden_size * dtype.itemsize
+            weights = weight_bytes(decoder, dtype, torch.device(config.device), config.quantization)
             shapes = decoder.kv_shapes
         else:
             weights = info.num_parameters * dtype.itemsize
@@ -96,7 +101,9 @@ class TorchBackend:
         return MemoryNeeds(
             weights=weights,
             activations=activation_bytes(_text(model_config), shapes, config, dtype),
-            kv_per_block=_kernels().kv_bytes_per_block(shapes, config.block_size, dtype),
+            kv_per_block=make_kernels(torch.device(config.device)).kv_bytes_per_block(
+                shapes, config.block_size, dtype, KVCacheDtype(config.kv_cache_dtype)
+            ),
         )
 
     def memory_limit(self, device: str) -> MemoryLimit:
@@ -119,7 +126,7 @@ class TorchBackend:
         else:
             from . import transformers_model  # takes two seconds, which native models need not wait for
 
-            model = transformers_model.load(info, config, _kernels(), progress)
+            model = transformers_model.load(info, config, make_kernels(torch.device(config.device)), progress)
         spec = WorkerSpec(
             vocab_size=info.vocab_size,
             max_length=config.max_length,
@@ -144,14 +151,24 @@ def _load_native(
 ) -> PagedModel:
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
     decoder = decoder_config(model_config, config.max_length)
-    weights = load_weights(info.path, decoder, dtype, device, lambda share: progress("weights", share))
-    kernels = _kernels()
-    kv = kernels.allocate_kv(decoder.kv_shapes, config.num_blocks, config.block_size, dtype, device)
-    return NativeDecoder(decoder, weights, kernels, kv)
-
-
-def _kernels() -> Kernels:
-    return TorchKernels()
+    weights = DecoderWeights(
+        info.path,
+        decoder,
+        dtype,
+        device,
+        lambda share: progress("weights", share),
+        keep_float32=config.quantization != "none",
+    )
+    kernels = make_kernels(device)
+    kv = kernels.allocate_kv(
+        decoder.kv_shapes,
+        config.num_blocks,
+        config.block_size,
+        dtype,
+        device,
+        KVCacheDtype(config.kv_cache_dtype),
+    )
+    return NativeDecoder(weights, kernels, kv, config.quantization)
 
 
 def _text(config: PretrainedConfig) -> PretrainedConfig:

@@ -84,7 +84,7 @@ class Checkpoint:
         """
         headers: dict[str, TensorHeader] = {}
         for file in _weight_files(folder):
-            headers.update(_read_headers(file))
+            headers.update(read_headers(file))
         self.headers = MappingProxyType(headers)
 
 
@@ -106,7 +106,12 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelFormatError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
-def _read_headers(file: Path) -> dict[str, TensorHeader]:
+def read_headers(file: Path) -> dict[str, TensorHeader]:
+    """The tensors of one safetensors file, by name.
+
+    Raises:
+        ModelFormatError: the file is missing or damaged.
+    """
     try:
         with file.open("rb") as opened:
             size = file.stat().st_size

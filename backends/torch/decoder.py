@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .config import DecoderConfig, LayerConfig
 from .inputs import StepInputs
-from .kernels import Kernels, KVStep, PagedKV
-from .linear import Linear, make_linear
+from .kernels import Activation, Kernels, KVStep, PagedKV
+from .linear import HEAD_BITS, Linear, LinearMaker, is_packed, linear_bytes
+from .quantisation import BITS
 from .rope import RotaryTable
-from .weights import DecoderWeights, LayerWeights, LinearWeights
+from .weights import DecoderWeights, LayerWeights, layer_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class _Layer:
     config: LayerConfig
     qkv: Linear
     output: Linear
-    gate_up: Linear
+    gated: Linear
     down: Linear
     before_attention: Tensor | None
     after_attention: Tensor | None
@@ -29,13 +30,13 @@ class _Layer:
     key_norm: Tensor | None
 
 
-def _make_layer(config: LayerConfig, weights: LayerWeights) -> _Layer:
+def _make_layer(config: LayerConfig, weights: LayerWeights, maker: LinearMaker, kind: Activation) -> _Layer:
     return _Layer(
         config,
-        qkv=make_linear(weights.qkv),
-        output=make_linear(weights.output),
-        gate_up=make_linear(weights.gate_up),
-        down=make_linear(weights.down),
+        qkv=maker.linear(weights.qkv),
+        output=maker.linear(weights.output),
+        gated=maker.gated(weights.gate_up, kind),
+        down=maker.linear(weights.down),
         before_attention=weights.before_attention,
         after_attention=weights.after_attention,
         before_mlp=weights.before_mlp,
@@ -48,18 +49,29 @@ def _make_layer(config: LayerConfig, weights: LayerWeights) -> _Layer:
 class NativeDecoder:
     """A PagedModel made of plain tensors and a kernel library."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, kernels: Kernels, kv: PagedKV) -> None:
-        """Take the layers out of `weights`, one by one, so that never two copies of the model exist."""
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        kernels: Kernels,
+        kv: PagedKV,
+        quantization: str = "none",
+    ) -> None:
+        """Take the layers from `weights`, one by one, so that never two copies of the model exist."""
+        config = weights.config
+        maker = LinearMaker(weights.dtype, weights.device, quantization, kernels)
         self._config = config
         self._kernels = kernels
         self._kv = kv
-        self._embedding = weights.embedding
+        self._embedding = weights.embedding()
         # The references multiply by a scalar of the model's own type.
-        self._embedding_scale = float(torch.tensor(config.embedding_scale).to(weights.embedding.dtype))
-        self._ropes = [RotaryTable(rope, weights.embedding.device) for rope in config.ropes]
-        self._layers = [_make_layer(layer, weights.layers.pop(0)) for layer in config.layers]
-        self._final_norm = weights.final_norm
-        self._head = make_linear(LinearWeights(weights.head, None))
+        self._embedding_scale = float(torch.tensor(config.embedding_scale).to(weights.dtype))
+        self._ropes = [RotaryTable(rope, weights.device) for rope in config.ropes]
+        self._head = maker.head(self._embedding if config.tied_head else weights.head())
+        self._layers = [
+            _make_layer(layer, layer_weights, maker, config.activation)
+            for layer, layer_weights in zip(config.layers, weights.layers(), strict=True)
+        ]
+        self._final_norm = weights.final_norm()
 
     @torch.inference_mode()
     def forward(self, inputs: StepInputs) -> Tensor:
@@ -116,15 +128,48 @@ class NativeDecoder:
     def _normalise(self, part: Tensor, norm: Tensor) -> None:
         """Normalise queries or keys in place, per head or over all heads, as the norm's width says."""
         whole = part if norm.shape[0] == part.shape[-1] else part.flatten(1)
-        part.copy_(self._kernels.rms_norm(whole, norm, self._config.norm_eps).view(part.shape))
+        self._kernels.rms_norm_(whole, norm, self._config.norm_eps)
 
     def _mlp(self, h: Tensor, layer: _Layer) -> Tensor:
-        return layer.down(self._kernels.gated_activation(layer.gate_up(h), self._config.activation))
+        return layer.down(layer.gated(h))
 
     def _logits(self, h: Tensor) -> Tensor:
-        logits = self._head(h).float()
+        logits = self._head(h)
         if self._config.logit_scale != 1.0:
             logits *= self._config.logit_scale
         if self._config.logit_softcap is not None:
             logits = logits.div_(self._config.logit_softcap).tanh_().mul_(self._config.logit_softcap)
         return logits
+
+
+def weight_bytes(config: DecoderConfig, dtype: torch.dtype, device: torch.device, quantization: str) -> int:
+    """Bytes that a NativeDecoder's weights take; nothing is read."""
+    bits = BITS[quantization]
+    layer = layer_shapes(config)
+    norms = (layer.before_attention, layer.after_attention, layer.before_mlp, layer.after_mlp)
+    floats = sum(norm.numel() for norm in (*norms, layer.query_norm, layer.key_norm) if norm is not None)
+    one = 4 * floats
+    for weights in (layer.qkv, layer.output, layer.gate_up, layer.down):
+        rows, inputs = weights.weight.shape
+        one += linear_bytes(
+            rows,
+            inputs,
+            bias=weights.bias is not None,
+            gated=weights is layer.gate_up,
+            dtype=dtype,
+            device=device,
+            bits=bits,
+        )
+    vocab, hidden = config.vocab_size, config.hidden_size
+    whole = one * len(config.layers) + 4 * hidden + vocab * hidden * dtype.itemsize
+    if not config.tied_head or bits is not None or is_packed(dtype, device):
+        whole += linear_bytes(
+            vocab,
+            hidden,
+            bias=False,
+            gated=False,
+            dtype=dtype,
+            device=device,
+            bits=None if bits is None else HEAD_BITS,
+        )
+    return whole

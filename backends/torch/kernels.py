@@ -14,6 +14,14 @@ from torch import Tensor
 from .inputs import StepInputs
 
 
+class KVCacheDtype(Enum):
+    """How a cache holds keys and values: as they are, or in codes with a scale per token and head."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+    UINT4 = "uint4"
+
+
 @dataclass(frozen=True, slots=True)
 class KVShape:
     """Keys and values of one layer, per token."""
@@ -54,7 +62,8 @@ class KVStep(Protocol):
 
         `qkv` is [T, heads + 2 kv heads, dim]: queries, keys, values. `cos` and `sin` are [T, r] float32,
         r <= dim and even, the first half of `sin` negated. With h = r / 2, element i < r becomes
-        x[i] * cos[i] + x[i + h or i - h] * sin[i]; elements from r on are left as they are.
+        x[i] * cos[i] + x[i + h or i - h] * sin[i]; elements from r on are left as they are. All three tensors
+        are contiguous.
         """
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
@@ -78,7 +87,13 @@ class PagedKV(Protocol):
 class Kernels(Protocol):
     """Everything in a decoder layer that is not a matrix product."""
 
-    def kv_bytes_per_block(self, shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
+    def kv_bytes_per_block(
+        self,
+        shapes: Sequence[KVShape],
+        block_size: int,
+        dtype: torch.dtype,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
+    ) -> int:
         """Bytes that one block takes over all layers."""
 
     def allocate_kv(
@@ -88,6 +103,7 @@ class Kernels(Protocol):
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
     ) -> PagedKV:
         """A cache of `num_blocks` blocks of `block_size` tokens, `shapes[i]` describing layer i."""
 
@@ -97,8 +113,14 @@ class Kernels(Protocol):
         `weight` is float32.
         """
 
+    def rms_norm_(self, x: Tensor, weight: Tensor, eps: float) -> None:
+        """`rms_norm` in place; `x` may be part of a larger tensor."""
+
     def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Add `x` to `residual` in place and give `rms_norm(residual, weight, eps)`."""
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, 2 n] -> [T, n]: activation of the first half times the second half."""
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, n] -> int8 [T, n] in -127 to 127 and float32 scales [T]; x is about scale * int8 row by row."""

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from ..worker import WorkerConfig
 from .kernels import KVShape
+from .native_kernels import NativeKernels, attends_natively, make_kernels, scratch_bytes
 from .prompt_scores import MAX_ROWS
 from .torch_kernels import GROUP_BYTES, MAX_SCORES
 
@@ -27,12 +28,21 @@ def activation_bytes(
     attention = projected * (2 * size + 3 * _FLOAT)
     mlp = 3 * wide * size
     per_token = 3 * hidden * size + 2 * hidden * _FLOAT + max(attention, mlp)
+    # The head's output, its float32 copy, and the sampler's.
+    logits = (config.max_num_seqs + MAX_ROWS) * vocab * (size + 2 * _FLOAT)
+    return config.max_num_batched_tokens * per_token + logits + _attention_bytes(text, shapes, config, dtype)
+
+
+def _attention_bytes(
+    text: PretrainedConfig, shapes: Sequence[KVShape], config: WorkerConfig, dtype: torch.dtype
+) -> int:
+    kernels = make_kernels(torch.device(config.device))
+    if isinstance(kernels, NativeKernels) and attends_natively(shapes, config.block_size, dtype):
+        return scratch_bytes(shapes, text.num_attention_heads, config.threads)
     # Masks of chunks that do not begin their sequence, and the bools they are made from.
-    masks = config.max_num_batched_tokens * config.max_length * (size + 2)
-    per_position = max(2 * s.num_kv_heads * max(s.key_dim, s.value_dim) for s in shapes) * size
+    masks = config.max_num_batched_tokens * config.max_length * (dtype.itemsize + 2)
+    per_position = max(2 * s.num_kv_heads * max(s.key_dim, s.value_dim) for s in shapes) * dtype.itemsize
     gathered = max(GROUP_BYTES, config.max_length * per_position)
     softcap = getattr(text, "attn_logit_softcapping", None)
     scores = 3 * _FLOAT * MAX_SCORES if softcap else 0
-    # The head's output, its float32 copy, and the sampler's.
-    logits = (config.max_num_seqs + MAX_ROWS) * vocab * (size + 2 * _FLOAT)
-    return config.max_num_batched_tokens * per_token + masks + gathered + scores + logits
+    return masks + gathered + scores

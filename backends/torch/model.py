@@ -18,4 +18,5 @@ class PagedModel(Protocol):
 
         Returns:
             [R, vocab] float32, one row for each of `inputs.logit_rows`; the head is applied to no other row.
+            The next call may use the same memory.
         """

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .attention_plan import AttentionPlan, plan_attention
 from .inputs import StepInputs
-from .kernels import Activation, AttentionSpec, KVShape
+from .kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
+from .kv_codes import CodedBlocks, vector_bytes
 
 GROUP_BYTES = 16 << 20
 """Most bytes of keys and values that decode slices gather at a time, unless one slice alone has more."""
@@ -19,9 +20,17 @@ MAX_SCORES = 1 << 24
 class TorchKernels:
     """Kernels made of torch operators."""
 
-    def kv_bytes_per_block(self, shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
+    def kv_bytes_per_block(
+        self,
+        shapes: Sequence[KVShape],
+        block_size: int,
+        dtype: torch.dtype,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
+    ) -> int:
         """See `Kernels`."""
-        return sum(2 * shape.num_kv_heads * _width(shape) for shape in shapes) * block_size * dtype.itemsize
+        if kind is KVCacheDtype.AUTO:
+            return sum(2 * s.num_kv_heads * _width(s) for s in shapes) * block_size * dtype.itemsize
+        return sum(2 * s.num_kv_heads * vector_bytes(kind, _width(s)) for s in shapes) * block_size
 
     def allocate_kv(
         self,
@@ -30,9 +39,10 @@ class TorchKernels:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
     ) -> "TorchPagedKV":
         """See `Kernels`."""
-        return TorchPagedKV(shapes, num_blocks, block_size, dtype, device)
+        return TorchPagedKV(shapes, num_blocks, block_size, dtype, device, kind)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
@@ -40,6 +50,10 @@ class TorchKernels:
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         normed: Tensor = (x * scale).mul_(weight)
         return normed.to(x.dtype)
+
+    def rms_norm_(self, x: Tensor, weight: Tensor, eps: float) -> None:
+        """See `Kernels`."""
+        x.copy_(self.rms_norm(x, weight, eps))
 
     def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
@@ -51,6 +65,13 @@ class TorchKernels:
         if activation is Activation.SILU:
             return F.silu(gate).mul_(up)
         return F.gelu(gate, approximate="tanh" if activation is Activation.GELU_TANH else "none").mul_(up)
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        x = x.float()
+        largest = x.abs().amax(-1)
+        factors = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
+        return (x * factors[:, None]).round_().to(torch.int8), largest / 127.0
 
 
 def _width(shape: KVShape) -> int:
@@ -71,17 +92,22 @@ class TorchPagedKV:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
     ) -> None:
         self.shapes = tuple(shapes)
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._itemsize = dtype.itemsize
         # Left as it is found, so that memory is taken only as blocks are filled.
-        self.blocks = [
-            torch.empty(2 * s.num_kv_heads, num_blocks + 1, block_size, _width(s), dtype=dtype, device=device)
-            for s in shapes
-        ]
-        for blocks in self.blocks:
-            blocks[:, num_blocks] = 0
+        self.blocks: list[Tensor] = []
+        self.codes: list[CodedBlocks] = []
+        for s in shapes:
+            size = (2 * s.num_kv_heads, num_blocks + 1, block_size, _width(s))
+            if kind is KVCacheDtype.AUTO:
+                self.blocks.append(torch.empty(size, dtype=dtype, device=device))
+                self.blocks[-1][:, num_blocks] = 0
+            else:
+                self.codes.append(CodedBlocks(kind, *size, dtype, device))
         self._scratch = torch.empty(0, dtype=dtype, device=device)
         self._head_offsets = {
             heads: torch.arange(heads, device=device) * (num_blocks + 1)
@@ -94,6 +120,8 @@ class TorchPagedKV:
         if begun is not None:
             for blocks in self.blocks:
                 blocks.index_fill_(1, begun, 0)
+            for codes in self.codes:
+                codes.clear(begun)
         return TorchKVStep(self, inputs)
 
     def head_offsets(self, heads: int) -> Tensor:
@@ -101,11 +129,22 @@ class TorchPagedKV:
         return self._head_offsets[heads]
 
     def block_bytes(self, layer: int) -> int:
-        """Bytes of one block of a layer."""
-        return self.blocks[layer][:, 0].numel() * self.blocks[layer].itemsize
+        """Bytes of one gathered block of a layer."""
+        shape = self.shapes[layer]
+        return 2 * shape.num_kv_heads * self.block_size * _width(shape) * self._itemsize
+
+    def store(self, layer: int, first: int, slots: Tensor, x: Tensor) -> None:
+        """Put `x` [T, n, dim] into the slots of the layer's heads from `first` on, keys before values."""
+        if self.codes:
+            self.codes[layer].store(first, slots, x)
+        else:
+            rows = self.blocks[layer][first : first + x.shape[1]].flatten(1, 2)
+            rows[:, :, : x.shape[-1]].index_copy_(1, slots, x.transpose(0, 1))
 
     def gather(self, layer: int, index: Tensor) -> Tensor:
         """Rows `index` (flat over heads and blocks) of a layer, in memory that the next call reuses."""
+        if self.codes:
+            return self.codes[layer].gather(index)
         rows = self.blocks[layer].flatten(0, 1).flatten(1)
         size = index.shape[0] * rows.shape[1]
         if self._scratch.shape[0] < size:
@@ -142,10 +181,8 @@ class TorchKVStep:
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """See `KVStep`."""
         heads = self._kv.shapes[layer].num_kv_heads
-        slots = self._kv.blocks[layer].flatten(1, 2)
-        index = self._inputs.slot_mapping
-        slots[:heads, :, : key.shape[-1]].index_copy_(1, index, key.transpose(0, 1))
-        slots[heads:, :, : value.shape[-1]].index_copy_(1, index, value.transpose(0, 1))
+        self._kv.store(layer, 0, self._inputs.slot_mapping, key)
+        self._kv.store(layer, heads, self._inputs.slot_mapping, value)
 
     def rotate_write(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
         """See `KVStep`."""
@@ -154,8 +191,7 @@ class TorchKVStep:
         rotated = qkv[:, :-heads, :width]
         x = rotated.float()
         rotated.copy_(x * cos[:, None] + x.roll(width // 2, -1).mul_(sin[:, None]))
-        slots = self._kv.blocks[layer].flatten(1, 2)
-        slots.index_copy_(1, self._inputs.slot_mapping, qkv[:, -2 * heads :].transpose(0, 1))
+        self._kv.store(layer, 0, self._inputs.slot_mapping, qkv[:, -2 * heads :])
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
         """See `KVStep`."""

@@ -20,7 +20,7 @@ from ...errors import InvalidArgument, MillstreamError, ModelFormatError, NotSup
 from ..worker import ModelInfo, Progress, WorkerConfig
 from .config import read_config
 from .inputs import StepInputs
-from .kernels import Kernels, KVShape, PagedKV
+from .kernels import Kernels, KVCacheDtype, KVShape, PagedKV
 from .transformers_attention import PagedLayer, PagedStep, answered_by, probe_layers, register
 from .transformers_check import Check
 from .transformers_config import REPLACED, causal_class, check_length, kv_shapes, reference_attention
@@ -85,11 +85,11 @@ def load(info: ModelInfo, config: WorkerConfig, kernels: Kernels, progress: Prog
         layers = _attach(module, config.max_length)
     shapes = _checked_shapes(layers.values(), model_config, name)
 
-    def on_cache_of(num_blocks: int) -> TransformersModel:
-        kv = kernels.allocate_kv(shapes, num_blocks, config.block_size, dtype, device)
+    def on_cache_of(num_blocks: int, kind: KVCacheDtype) -> TransformersModel:
+        kv = kernels.allocate_kv(shapes, num_blocks, config.block_size, dtype, device, kind)
         return TransformersModel(module, layers, kv)
 
-    trial = on_cache_of(check.num_blocks)
+    trial = on_cache_of(check.num_blocks, KVCacheDtype.AUTO)
     with _foreign_code(name):
         found = torch.cat([trial.forward(step) for step in check.steps])
     result = check.compare(found, expected, dtype)
@@ -99,7 +99,7 @@ def load(info: ModelInfo, config: WorkerConfig, kernels: Kernels, progress: Prog
             f"{result.difference:.2g}, allowed {result.allowed:.2g}), so it is not run"
         )
     progress("check", 1.0)
-    return on_cache_of(config.num_blocks)
+    return on_cache_of(config.num_blocks, KVCacheDtype(config.kv_cache_dtype))
 
 
 def _read_weights(

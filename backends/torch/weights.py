@@ -1,9 +1,10 @@
-"""Weights of the native decoder, streamed from safetensors straight into fused parameters."""
+"""Weights of the native decoder, streamed from safetensors into fused parameters, a layer at a time."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ...errors import ModelFormatError
 from .checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
 from .config import DecoderConfig
 
+T = TypeVar("T")
 PREFIXES = (
     ("model.", "lm_head.weight"),
     ("model.language_model.", "lm_head.weight"),
@@ -51,18 +53,6 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderWeights:
-    """All weights of a decoder."""
-
-    embedding: Tensor
-    """[vocab, hidden]."""
-    head: Tensor
-    """[vocab, hidden]; the embedding itself where they are tied."""
-    final_norm: Tensor
-    layers: list[LayerWeights]
-
-
-@dataclass(frozen=True, slots=True)
 class _Part:
     """One tensor of the checkpoint and the rows of a parameter that it fills."""
 
@@ -70,29 +60,39 @@ class _Part:
     target: Tensor
     order: Tensor | None = None
     """Row of the target that each row of the checkpoint's tensor goes to; None: the same row."""
+    is_norm: bool = False
 
 
 class _Builder:
-    """Allocates the parameters and notes which tensor fills which part of them."""
+    """Allocates parameters and notes in `parts` which tensor fills which part of them."""
 
     def __init__(
-        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, names: tuple[str, str]
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        linear_dtype: torch.dtype,
+        device: torch.device,
+        names: tuple[str, str],
     ) -> None:
         self.config = config
         self.dtype = dtype
+        self.linear_dtype = linear_dtype
         self.device = device
         self.prefix, self.head_name = names
         self.parts: list[_Part] = []
-        self.norms: list[Tensor] = []
 
-    def build(self) -> DecoderWeights:
-        config = self.config
-        embedding = self.matrix(f"{self.prefix}embed_tokens.weight", config.vocab_size, config.hidden_size)
-        head = embedding
-        if not config.tied_head:
-            head = self.matrix(self.head_name, config.vocab_size, config.hidden_size)
-        layers = [self.layer(f"{self.prefix}layers.{i}.") for i in range(len(config.layers))]
-        return DecoderWeights(embedding, head, self.norm(f"{self.prefix}norm", config.hidden_size), layers)
+    def embedding(self) -> Tensor:
+        return self.matrix(f"{self.prefix}embed_tokens.weight", self.dtype)
+
+    def head(self) -> Tensor:
+        return self.matrix(self.head_name, self.linear_dtype)
+
+    def final_norm(self) -> Tensor:
+        return self.norm(f"{self.prefix}norm", self.config.hidden_size)
+
+    def layers(self) -> Iterator[LayerWeights]:
+        for i in range(len(self.config.layers)):
+            yield self.layer(f"{self.prefix}layers.{i}.")
 
     def layer(self, prefix: str) -> LayerWeights:
         config = self.config
@@ -156,8 +156,8 @@ class _Builder:
     ) -> LinearWeights:
         """A layer whose output rows are those of `parts`, (name, outputs) each, one after the other."""
         outputs = sum(count for _, count in parts)
-        weight = torch.empty(outputs, inputs, dtype=self.dtype, device=self.device)
-        vector = torch.empty(outputs, dtype=self.dtype, device=self.device) if bias else None
+        weight = torch.empty(outputs, inputs, dtype=self.linear_dtype, device=self.device)
+        vector = torch.empty(outputs, dtype=self.linear_dtype, device=self.device) if bias else None
         begin = 0
         for (name, count), order in zip(parts, orders or [None] * len(parts), strict=True):
             self.parts.append(_Part(f"{name}.weight", weight[begin : begin + count], order))
@@ -166,78 +166,138 @@ class _Builder:
             begin += count
         return LinearWeights(weight, vector)
 
-    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        weight = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+    def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
+        config = self.config
+        weight = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=self.device)
         self.parts.append(_Part(name, weight))
         return weight
 
     def norm(self, name: str, width: int) -> Tensor:
         weight = torch.empty(width, dtype=torch.float32, device=self.device)
-        self.parts.append(_Part(f"{name}.weight", weight))
-        self.norms.append(weight)
+        self.parts.append(_Part(f"{name}.weight", weight, is_norm=True))
         return weight
 
 
-def load_weights(
-    folder: Path,
-    config: DecoderConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Callable[[float], None],
-    buffer_bytes: int = BUFFER_BYTES,
-) -> DecoderWeights:
-    """Read a checkpoint; beside the parameters only `buffer_bytes` of it are held in memory.
+class DecoderWeights:
+    """The weights of a decoder, read where and when they are asked for, each of them once.
 
-    Args:
-        progress: told which share of the weights is read, from 0 to 1.
-
-    Raises:
-        ModelFormatError: a file is missing or damaged, or a tensor is missing or does not fit.
+    What is asked for is new memory that belongs to the caller; beside it only a buffer is held. So a caller
+    who brings each layer into another form before taking the next one never holds two copies of the model.
     """
-    headers = Checkpoint(folder).headers
-    names = next((pair for pair in PREFIXES if f"{pair[0]}embed_tokens.weight" in headers), PREFIXES[0])
-    builder = _Builder(config, dtype, device, names)
-    weights = builder.build()
-    by_file: dict[Path, list[_Part]] = {}
-    for part in builder.parts:
-        by_file.setdefault(_check(part, headers.get(part.name), folder).file, []).append(part)
-    total = sum(part.target.numel() for part in builder.parts)
-    done = 0
-    progress(0.0)
-    for file, parts in by_file.items():
-        parts.sort(key=lambda part: headers[part.name].begin)
-        with file.open("rb") as opened:
-            reader = TensorReader(opened, buffer_bytes)
-            for part in parts:
-                for row, piece in reader.pieces(headers[part.name]):
-                    _fill(part, row, piece)
-                    done += piece.numel()
-                    progress(done / total)
-    if config.norm_offset:
-        for norm in builder.norms:
-            norm += config.norm_offset
-    return weights
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[float], None],
+        *,
+        keep_float32: bool = False,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        """Read the headers and compare them with the configuration.
+
+        Args:
+            progress: told which share of the weights is read, from 0 to 1.
+            keep_float32: linear layers come in float32, unless the files hold no more than bfloat16: for a
+                caller who quantises them.
+
+        Raises:
+            ModelFormatError: a file is missing or damaged, or a tensor is missing or does not fit.
+        """
+        self._headers = headers = Checkpoint(folder).headers
+        names = next((pair for pair in PREFIXES if f"{pair[0]}embed_tokens.weight" in headers), PREFIXES[0])
+        planned = _plan(config, names)
+        for part in planned:
+            _check(part, headers.get(part.name), folder)
+        linear_dtype = dtype
+        if keep_float32:
+            only_bfloat16 = all(headers[part.name].dtype == "BF16" for part in planned if not part.is_norm)
+            linear_dtype = torch.bfloat16 if only_bfloat16 else torch.float32
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self._builder = _Builder(config, dtype, linear_dtype, device, names)
+        self._buffer_bytes = buffer_bytes
+        self._progress = progress
+        self._total = sum(part.target.numel() for part in planned)
+        self._done = 0
+        self._opened: tuple[Path, BufferedReader, TensorReader] | None = None
+        progress(0.0)
+
+    def embedding(self) -> Tensor:
+        """[vocab, hidden]."""
+        return self._read(self._builder.embedding)
+
+    def head(self) -> Tensor:
+        """[vocab, hidden]; there is none where `config.tied_head` says that it is the embedding.
+
+        Raises:
+            ModelFormatError: the file has become shorter since its header was read; so do the others.
+        """
+        return self._read(self._builder.head)
+
+    def final_norm(self) -> Tensor:
+        """[hidden] float32, its family's offset added."""
+        return self._read(self._builder.final_norm)
+
+    def layers(self) -> Iterator[LayerWeights]:
+        """All layers, from the first to the last."""
+        layers = self._builder.layers()
+        for _ in self.config.layers:
+            yield self._read(lambda: next(layers))
+
+    def _read(self, build: Callable[[], T]) -> T:
+        built = build()
+        parts, self._builder.parts = self._builder.parts, []
+        parts.sort(key=lambda part: (self._headers[part.name].file, self._headers[part.name].begin))
+        for part in parts:
+            header = self._headers[part.name]
+            for row, piece in self._reader(header.file).pieces(header):
+                _fill(part, row, piece)
+                self._done += piece.numel()
+                self._progress(self._done / self._total)
+            if part.is_norm and self.config.norm_offset:
+                part.target.add_(self.config.norm_offset)
+        if self._done == self._total:
+            self._close()
+        return built
+
+    def _reader(self, file: Path) -> TensorReader:
+        """Reader of a file; the last one is kept open."""
+        if self._opened is None or self._opened[0] != file:
+            self._close()
+            opened = file.open("rb")
+            self._opened = (file, opened, TensorReader(opened, self._buffer_bytes))
+        return self._opened[2]
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
 
 
-def parameter_shapes(config: DecoderConfig) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Shapes of all tensors a checkpoint of this configuration must have: matrices and biases, then norms."""
-    builder = _Builder(config, torch.float32, torch.device("meta"), PREFIXES[0])
-    builder.build()
-    norms = [tuple(norm.shape) for norm in builder.norms]
-    others = [tuple(p.target.shape) for p in builder.parts if not any(p.target is n for n in builder.norms)]
-    return others, norms
+def _plan(config: DecoderConfig, names: tuple[str, str] = PREFIXES[0]) -> list[_Part]:
+    """What all weights are made of; nothing is read or allocated."""
+    meta = torch.device("meta")
+    builder = _Builder(config, torch.float32, torch.float32, meta, names)
+    builder.embedding()
+    if not config.tied_head:
+        builder.head()
+    builder.final_norm()
+    list(builder.layers())
+    return builder.parts
+
+
+def layer_shapes(config: DecoderConfig) -> LayerWeights:
+    """The first layer, as every other one, in tensors without memory."""
+    return next(_Builder(config, torch.float32, torch.float32, torch.device("meta"), PREFIXES[0]).layers())
 
 
 def count_parameters(config: DecoderConfig) -> int:
     """Number of parameters, a tied head counted once; nothing is read."""
-    others, norms = parameter_shapes(config)
-    return sum(math.prod(shape) for shape in others + norms)
-
-
-def weight_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
-    """Bytes that `load_weights` fills; nothing is read."""
-    others, norms = parameter_shapes(config)
-    return sum(math.prod(s) for s in others) * dtype.itemsize + sum(math.prod(s) for s in norms) * 4
+    return sum(part.target.numel() for part in _plan(config))
 
 
 def _check(part: _Part, header: TensorHeader | None, folder: Path) -> TensorHeader:

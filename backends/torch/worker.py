@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ...errors import WorkerError
+from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, StepResult, TokenLogprobs, Wants
 from ..sampling import Sampler
-from ..worker import WorkerSpec
+from ..worker import Adapter, WorkerSpec
 from .batching import StepBuilder
 from .model import PagedModel
 from .prompt_scores import MAX_ROWS, PromptPart, PromptScores
@@ -38,6 +38,13 @@ class TorchWorker:
         except Exception as error:
             raise WorkerError(f"{type(error).__name__} while executing a batch: {error}") from error
 
+    def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
+        """Refused: see `WorkerSpec.takes_adapters`."""
+        raise NotSupported(f"adapter {adapter.name!r}: models on torch take no adapters")
+
+    def unload_adapter(self, name: str) -> None:
+        """There is none to forget."""
+
     def close(self) -> None:
         """See `Worker`."""
         self._model = None
@@ -60,14 +67,14 @@ class TorchWorker:
         prompt_rows = _prompt_rows(parts)
         rows = sorted({*answer_rows, *prompt_rows}) if prompt_rows else answer_rows
         logits = model.forward(self._builder.build(batch.slices, rows))
+        # Scoring prompts may run the model again, and then its logits are others.
+        answers = logits[[rows.index(row) for row in answer_rows]] if parts else logits
         prompts = self._score_prompts(model, parts, prompt_rows, rows, logits) if parts else {}
-        if prompt_rows:
-            logits = logits[[rows.index(row) for row in answer_rows]]
-        sample = self._sampler.sample(logits, [batch.slices[i].seq for i in answering])
+        sample = self._sampler.sample(answers, [batch.slices[i].seq for i in answering])
         token_ids: list[int | None] = [None] * len(batch.slices)
         for i, token in zip(answering, sample.token_ids, strict=True):
             token_ids[i] = token
-        return StepResult(token_ids, sample.logprobs, prompts, sample.errors)
+        return StepResult(token_ids, sample.logprobs, prompts, errors=sample.errors)
 
     def _score_prompts(
         self,

@@ -17,7 +17,7 @@ from millstream.allspark import (
 )
 from millstream.backends.bundled import BUNDLED_MODELS
 from millstream.backends.fake import FakeBackend
-from millstream.errors import InvalidArgument, NotSupported
+from millstream.errors import InvalidArgument, ModelNotFound
 
 IMPORTS = """
 from millstream import allspark
@@ -178,7 +178,8 @@ def test_the_runtime_configuration_builder() -> None:
     config = run(BUILDER)["runtime_config"]
     assert (config.model_name, config.compute_unit) == ("my_model", "CUDA:0")
     assert config.model_path == "/path/to/model/model_prefix.asgraph"
-    with Engine() as engine, pytest.raises(NotSupported, match="AsCacheQuantU4"):
+    assert config.cache_mode is allspark.AsCacheMode.AsCacheQuantU4
+    with Engine() as engine, pytest.raises(ModelNotFound, match="graph does not exist"):
         engine.install_model(config)
 
 

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from millstream.allspark import (
@@ -258,7 +260,7 @@ def test_log_probabilities_reach_the_elements(engine: Engine) -> None:
         ([1.5], TEN, AsStatus.ALLSPARK_PARAM_ERROR),
         ([1], {"eos_token_id": 500}, AsStatus.ALLSPARK_PARAM_ERROR),
         ([1], {"top_k": -1}, AsStatus.ALLSPARK_PARAM_ERROR),
-        ([1], {"lora_name": "a"}, AsStatus.ALLSPARK_PARAM_ERROR),
+        ([1], {"lora_name": "a"}, AsStatus.ALLSPARK_LORA_NOT_FOUND),
         ([1], {"no_such_key": 1}, AsStatus.ALLSPARK_PARAM_ERROR),
         ([1], 5, AsStatus.ALLSPARK_PARAM_ERROR),
     ],
@@ -356,8 +358,35 @@ def test_json_arguments(engine: Engine, capsys: pytest.CaptureFixture[str]) -> N
 def test_adapters_are_not_found(engine: Engine) -> None:
     assert engine.load_lora("m", "a") is AsStatus.ALLSPARK_LORA_NOT_FOUND
     assert engine.unload_lora("m", "a") is AsStatus.ALLSPARK_LORA_NOT_FOUND
-    assert "adapter 'a'" in str(engine.last_error)
+    assert "no adapter named 'a'" in str(engine.last_error)
     assert engine.load_lora("nobody", "a") is AsStatus.ALLSPARK_PARAM_ERROR
+
+
+def test_adapters_are_loaded_and_used(config: AsModelConfig, tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in "ab"]
+    for name in names:
+        Path(name).touch()
+    with Engine() as engine:
+        engine.install_model(msgspec.structs.replace(config, lora_max_num=1, backend=FakeBackend()))
+        assert engine.load_lora("m", names[0]) is AsStatus.ALLSPARK_INVALID_CALL_ERROR
+        engine.start_model("m")
+        assert engine.load_lora("m", names[0]) is SUCCESS
+        assert engine.load_lora("m", names[0]) is AsStatus.ALLSPARK_LORA_ALREADY_LOADED
+        assert engine.load_lora("m", names[1]) is AsStatus.ALLSPARK_LORA_NUM_EXCEED_LIMIT_ERROR
+        texts = []
+        for name in ("", names[0]):
+            generation = {"top_k": 1, "max_length": 20, "lora_name": name}
+            status, handle, queue = engine.start_request_ids("m", None, [1, 2, 3], generation)
+            assert status is SUCCESS
+            engine.sync_request("m", handle)
+            texts.append(queue.Get().text)
+        assert texts[0] != texts[1]
+        assert engine.unload_lora("m", names[0]) is SUCCESS
+        engine.stop_model("m")
+        engine.release_model("m")
+        engine.install_model(msgspec.structs.replace(config, lora_max_rank=4, backend=FakeBackend()))
+        engine.start_model("m")
+        assert engine.load_lora("m", names[0]) is AsStatus.ALLSPARK_LORA_RANK_EXCEED_LIMIT_ERROR
 
 
 def test_conversions_are_refused(engine: Engine) -> None:

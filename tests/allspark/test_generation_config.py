@@ -144,7 +144,7 @@ def test_translations_of_single_keys() -> None:
     ("config", "kind", "match"),
     [
         ({"num_beams": 2}, NotSupported, "beam"),
-        ({"lora_name": "a"}, NotSupported, "LoRA"),
+        ({"lora_name": 3}, InvalidArgument, "adapter is 3"),
         ({"response_format": {"type": "json_object"}}, NotSupported, "guided"),
         ({"mm_info": MultiMediaInfo()}, NotSupported, "multimedia"),
         ({"enable_tensors_from_model_inference": True}, NotSupported, "tensors"),

@@ -230,11 +230,17 @@ def test_serialize_chooses(checkpoint: Path, backend: FolderBackend, tmp_path: P
 
 def test_what_serialising_refuses(loader: HuggingFaceModel, tmp_path: Path) -> None:
     with Engine() as engine:
-        with pytest.raises(NotSupported, match="quantising"):
+        with pytest.raises(InvalidArgument, match="customized_quant_config"):
             loader.serialize_to_memory(engine, enable_quant=True)
-        with pytest.raises(NotSupported, match="quantising"):
-            loader.serialize_to_path(engine, tmp_path, enable_quant=True)
-        with pytest.raises(NotSupported, match="LoRA"):
+        for settings in (GPTQ, {**IQ, "weight_format": "fp8_e4m3"}):
+            with pytest.raises(NotSupported):
+                loader.serialize_to_path(
+                    engine, tmp_path, enable_quant=True, customized_quant_config=settings
+                )
+        assert (
+            loader.create_reference_runtime_config_builder("m", "cpu", [0], 8).build().quantization == "none"
+        )
+        with pytest.raises(NotSupported, match="load_lora"):
             loader.serialize_to_memory(engine, lora_cfg={"input_base_dir": "d", "lora_names": ["a"]})
         loader.serialize_to_memory(engine, lora_cfg={"lora_names": []})
 
@@ -419,9 +425,54 @@ IQ = {"quant_method": "instant_quant", "weight_format": "uint4", "group_size": 6
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "weight_sign": True, "sym": False}
 
 
-def test_quantisation_settings_are_read_but_not_enabled(loader: HuggingFaceModel) -> None:
-    with pytest.raises(NotSupported, match="quantising"):
-        loader.init_quantization(customized_quant_config=IQ)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"weight_format": "int8"}, "int8"),
+        ({"weight_format": "uint8", "compute_method": "weight_only"}, "int8"),
+        ({"weight_format": "int8", "compute_method": "activate_quant"}, "int8"),
+        ({"weight_format": "uint4"}, "int4"),
+        ({"weight_format": "int4", "group_size": 32}, "int4"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_instant_quant_reaches_the_engine(
+    settings: dict[str, Any], expected: str, in_memory: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = {"quant_method": "instant_quant", **settings}
+    model = HuggingFaceModel(checkpoint, "m", in_memory_serialize=in_memory, backend=FolderBackend())
+    with Engine() as engine:
+        model.serialize(
+            engine, tmp_path / "out", enable_quant=True, customized_quant_config=settings
+        ).free_model()
+        config = model.create_reference_runtime_config_builder("m", "cpu", [0], 8).build()
+        assert engine_config(config).quantization == expected
+        with pytest.raises(NotSupported, match="a fake model has no weights"):
+            engine.install_model(config)
+    if not in_memory:
+        path = str(tmp_path / "out" / "m.asgraph")
+        written = AsModelConfig(model_name="m", model_path=path, compute_unit="CPU")
+        assert engine_config(written).quantization == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"weight_format": "int8", "group_size": 128}, "group_size is 128"),
+        ({"weight_format": "int4", "group_size": 16}, "group_size is 16"),
+        ({"weight_format": "int4", "group_settings": {".*": 64}}, "group_settings"),
+        ({"weight_format": "fp8_e4m3"}, "weight_format is 'fp8_e4m3'"),
+    ],
+)
+def test_instant_quant_that_the_engine_does_not_do(
+    changes: dict[str, Any], match: str, loader: HuggingFaceModel
+) -> None:
+    with pytest.raises(NotSupported, match=match):
+        loader.init_quantization(customized_quant_config={"quant_method": "instant_quant", **changes})
+    assert loader.quant_setting is None
+
+
+def test_quantisation_settings_are_read(loader: HuggingFaceModel) -> None:
     with pytest.raises(InvalidArgument, match="settings"):
         loader.init_quantization(enable=False)
     loader.init_quantization(enable=False, customized_quant_config=IQ)
@@ -445,6 +496,8 @@ def test_settings_of_both_methods() -> None:
         None,
     )
     assert gptq.get_support_status("bfloat16", "uint4") is False
+    assert iq.get_support_status("bfloat16", "uint4") is True
+    assert iq.get_support_status("bfloat16", "int8") is False
     with pytest.raises(NotSupported, match="uint4"):
         gptq.to_as_quant_config("bfloat16")
 

@@ -90,6 +90,18 @@ def test_environment_switches(monkeypatch: pytest.MonkeyPatch) -> None:
         engine_config(cpu(compute_unit="CUDA:0"))
 
 
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        (AsCacheMode.AsCacheDefault, "auto"),
+        (AsCacheMode.AsCacheQuantI8, "int8"),
+        (AsCacheMode.AsCacheQuantU4, "uint4"),
+    ],
+)
+def test_the_cache_mode_is_the_type_of_keys_and_values(mode: AsCacheMode, dtype: str) -> None:
+    assert engine_config(cpu(cache_mode=mode)).kv_cache_dtype == dtype
+
+
 @pytest.mark.parametrize("unit", ["CPU", "cpu", "CPU:0", "cpu:0", "CPU:"])
 def test_ways_to_say_cpu(unit: str) -> None:
     assert engine_config(cpu(compute_unit=unit)).device == "cpu"
@@ -105,8 +117,6 @@ def test_ways_to_say_cpu(unit: str) -> None:
         ({"compute_unit": "TPU:0"}, InvalidArgument, "TPU"),
         ({"compute_unit": "CUDA:x"}, InvalidArgument, "CUDA:x"),
         ({"compute_unit": None}, InvalidArgument, "compute_unit"),
-        ({"cache_mode": AsCacheMode.AsCacheQuantI8}, NotSupported, "AsCacheQuantI8"),
-        ({"cache_mode": AsCacheMode.AsCacheQuantU4}, NotSupported, "AsCacheQuantU4"),
         ({"cache_mode": "AsCacheDefault"}, InvalidArgument, "AsCacheMode"),
         ({"prefill_mode": AsMHAPrefill.AsPrefillFlashV2}, NotSupported, "AsPrefillFlashV2"),
         ({"prefill_mode": AsMHAPrefill.AsPrefillXformer}, NotSupported, "AsPrefillXformer"),
@@ -115,7 +125,7 @@ def test_ways_to_say_cpu(unit: str) -> None:
         ({"swap_threshold": 0}, NotSupported, "swap_threshold"),
         ({"text_graph": True}, NotSupported, "text_graph"),
         ({"matmul_precision": "medium"}, NotSupported, "data_type"),
-        ({"lora_names": ["a"]}, NotSupported, "LoRA"),
+        ({"lora_names": ["a"]}, NotSupported, "load_lora"),
         ({"cache_span_num_grow": 1}, NotSupported, "cache_span_num_grow"),
         ({"enable_sparsity_matmul": True}, NotSupported, "sparse"),
         ({"model_name": ""}, InvalidArgument, "model_name"),

@@ -83,6 +83,7 @@ ENGINE = {
     "backend": ("--backend torch", "torch"),
     "device": ("--device cpu", "cpu"),
     "dtype": ("--dtype float32", "float32"),
+    "quantization": ("--quantization int8", "int8"),
     "threads": ("--threads 2", 2),
     "max_length": ("--max-length 64", 64),
     "max_num_seqs": ("--max-num-seqs 3", 3),
@@ -124,5 +125,7 @@ def test_a_malformed_flag_ends_the_command_with_one_line(
 def test_a_value_out_of_range_is_named() -> None:
     with pytest.raises(InvalidArgument, match="max_num_seqs is 0"):
         model_config(parse("--max-num-seqs", "0"), model="m")
+    with pytest.raises(InvalidArgument, match="quantization is 'int3'; allowed: one of"):
+        model_config(parse("--quantization", "int3"), model="m")
     with pytest.raises(InvalidArgument, match="'temprature'"):
         sampling_params({"temprature": 1.0})

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from millstream.api import doctor
 from millstream.api.cli import main
-from millstream.api.doctor import describe_hardware, describe_plan
+from millstream.api.doctor import describe_hardware, describe_kernels, describe_plan
 from millstream.backends.hardware import Gpu, Hardware, MemoryLimit
+from millstream.backends.native import Missing
 from millstream.engine import MemoryPlan
 
 GIB = 1 << 30
@@ -29,6 +31,25 @@ def test_hardware_in_words() -> None:
         "Big GPU, 80.00 GiB",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("level", "sentence"),
+    [
+        ("avx2", "native, level avx2"),
+        (Missing("not built: no compiler"), "plain torch; the native kernels are not built: no compiler"),
+    ],
+)
+def test_kernels_in_words(level: str | Missing, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "best_level", lambda: level)
+    hardware = Hardware(
+        physical_cores=1,
+        memory=MemoryLimit(GIB, 0, "machine"),
+        cpu_features=frozenset(),
+        compiler=None,
+        gpus=(),
+    )
+    assert list(describe_kernels(hardware)) == [f"kernels           {sentence}", "C++ compiler      none"]
 
 
 def test_plan_in_words() -> None:

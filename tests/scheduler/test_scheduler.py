@@ -1,18 +1,21 @@
 """Scheduler over the fake worker: random lives of requests, and each rule by itself."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from millstream.backends.fake import FakeWorker
-from millstream.backends.worker import WorkerSpec
+from millstream.backends.worker import Adapter, WorkerSpec
 from millstream.errors import InvalidArgument, LimitExceeded, QueueFull
 from millstream.kvcache import KVCache, root_digest
 from millstream.scheduler import (
     Eviction,
     FinishReason,
     Policy,
+    Pooling,
     Request,
     SamplingParams,
     Scheduler,
@@ -27,10 +30,27 @@ BLOCK = 4
 class Harness:
     """One scheduler, one fake worker and a clock that the test turns."""
 
-    def __init__(self, *, num_blocks=64, prefix_cache=True, ttl=None, within_step=True, **config):
+    def __init__(
+        self,
+        *,
+        num_blocks=64,
+        prefix_cache=True,
+        ttl=None,
+        within_step=True,
+        chunks_prompts=True,
+        mixes_adapters=True,
+        **config,
+    ):
         config = {"max_num_seqs": 4, "max_num_batched_tokens": 16, **config}
         self.kv = KVCache(num_blocks, BLOCK, enable_prefix_cache=prefix_cache, ttl=ttl)
-        self.scheduler = Scheduler(SchedulerConfig(**config), self.kv, shares_within_step=within_step)
+        self.scheduler = Scheduler(
+            SchedulerConfig(**config),
+            self.kv,
+            shares_within_step=within_step,
+            chunks_prompts=chunks_prompts,
+            mixes_adapters=mixes_adapters,
+        )
+        self.abilities = {"chunks_prompts": chunks_prompts, "mixes_adapters": mixes_adapters}
         self.worker = self.new_worker(num_blocks, config["max_num_seqs"])
         self.within_step = within_step
         self.now = 0.0
@@ -38,9 +58,8 @@ class Harness:
         self.finished = []
         self.batches = []
 
-    @staticmethod
-    def new_worker(num_blocks, max_num_seqs, block_size=BLOCK):
-        return FakeWorker(
+    def new_worker(self, num_blocks, max_num_seqs, block_size=BLOCK):
+        worker = FakeWorker(
             WorkerSpec(
                 vocab_size=97,
                 max_length=10_000,
@@ -48,10 +67,14 @@ class Harness:
                 num_blocks=num_blocks,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=1 << 30,
+                **self.abilities,
             )
         )
+        for name in "xy":
+            worker.load_adapter(Adapter(name=name, path=Path(name)), None)
+        return worker
 
-    def add(self, prompt, *, tokens=8, params=None, leader=None, salt="", **kwargs):
+    def add(self, prompt, *, tokens=8, params=None, leader=None, salt="", adapter=None, **kwargs):
         self.ids += 1
         params = params or SamplingParams(temperature=0)
         request = Request(
@@ -60,9 +83,10 @@ class Harness:
             params,
             seed=self.ids if params.seed is None else params.seed,
             max_tokens=len(prompt) + tokens,
-            cache_root=root_digest(salt=salt),
+            cache_root=root_digest(salt=salt, adapter=adapter or ""),
             arrival_time=self.now,
             leader=leader,
+            adapter=adapter,
             **kwargs,
         )
         self.scheduler.add(request)
@@ -98,14 +122,14 @@ class Harness:
         raise AssertionError("requests are starved")
 
 
-def alone(prompt, count, params=None, seed=0, eos=()):
-    """The tokens this request would get from a worker of its own."""
+def alone(prompt, count, params=None, seed=0, eos=(), **kwargs):
+    """The request, as it ends with a worker of its own."""
     harness = Harness(num_blocks=4096, max_num_seqs=1, max_num_batched_tokens=4096)
     params = params or SamplingParams(temperature=0)
     harness.ids = seed - 1
-    request = harness.add(prompt, tokens=count, params=params, eos_token_ids=eos)
+    request = harness.add(prompt, tokens=count, params=params, eos_token_ids=eos, **kwargs)
     harness.run()
-    return request.token_ids[len(prompt) :]
+    return request
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -119,8 +143,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         ttl=st.sampled_from([None, 20.0]),
         within_step=st.booleans(),
+        mixes_adapters=st.booleans(),
     )
-    def begin(self, policy, eviction, num_blocks, budget, prefix_cache, ttl, within_step):
+    def begin(self, policy, eviction, num_blocks, budget, prefix_cache, ttl, within_step, mixes_adapters):
         self.h = Harness(
             num_blocks=num_blocks,
             policy=policy,
@@ -129,6 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
             ttl=ttl,
             within_step=within_step,
+            mixes_adapters=mixes_adapters,
         )
         self.requests = []
         self.started = {}
@@ -143,9 +169,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         temperature=st.sampled_from([0.0, 1.0]),
         samples=st.integers(1, 3),
         prompt_logprobs=st.sampled_from([None, None, 0]),
+        adapter=st.sampled_from([None, None, "x", "y"]),
+        pooling=st.sampled_from([None, None, None, *Pooling]),
     )
     def add(
-        self, prompt, tokens, priority, tenant, deadline, queue_timeout, temperature, samples, prompt_logprobs
+        self,
+        prompt,
+        tokens,
+        priority,
+        tenant,
+        deadline,
+        queue_timeout,
+        temperature,
+        samples,
+        prompt_logprobs,
+        adapter,
+        pooling,
     ):
         leader = None
         for _ in range(samples):
@@ -159,6 +198,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 queue_deadline=None if queue_timeout is None else self.h.now + queue_timeout,
                 eos_token_ids=(5, 11),
                 leader=leader,
+                adapter=adapter,
+                pooling=pooling,
             )
             leader = leader or request
             self.requests.append(request)
@@ -187,7 +228,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         lost = [block for block in lost if self.h.kv._pool.is_free(block)]
         for block in lost:
             self.h.worker._slots[block * BLOCK : (block + 1) * BLOCK] = [-1] * BLOCK
-        result = StepResult(token_ids, unplaced=unplaced, lost_blocks=tuple(lost))
+        result = StepResult(
+            token_ids, embeddings=result.embeddings, unplaced=unplaced, lost_blocks=tuple(lost)
+        )
         self.h.scheduler.update(batch, result, self.h.now)
 
     @rule(seconds=st.floats(0, 10))
@@ -231,10 +274,15 @@ class SchedulerMachine(RuleBasedStateMachine):
                 request.params,
                 request.request_id,
                 eos=(5, 11),
+                adapter=request.adapter,
+                pooling=request.pooling,
             )
-            assert output == expected[: len(output)]
+            expected_output = expected.token_ids[request.num_prompt_tokens :]
+            assert output == expected_output[: len(output)]
             if request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
-                assert output == expected
+                assert output == expected_output
+                assert request.embedding == expected.embedding
+                assert (request.embedding is None) == (request.pooling is None)
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
@@ -382,7 +430,7 @@ def test_generated_blocks_are_matched_by_the_next_turn():
 
 
 def test_stop_token_stop_word_and_minimum_length():
-    expected = alone([1, 2, 3], 12)
+    expected = alone([1, 2, 3], 12).token_ids[3:]
     h = Harness()
     params = SamplingParams(temperature=0, stop_token_ids=(expected[4],))
     by_token = h.add([1, 2, 3], tokens=12, params=params)
@@ -421,7 +469,7 @@ def test_a_failed_step_is_repeated_one_request_at_a_time_and_only_the_guilty_end
     assert guilty.error == "it breaks the worker"
     for request in (requests[0], requests[2]):
         assert request.finish_reason is FinishReason.LENGTH
-        assert request.token_ids[5:] == alone(request.token_ids[:5], 4)
+        assert request.token_ids[5:] == alone(request.token_ids[:5], 4).token_ids[5:]
 
 
 def test_a_sequence_error_ends_that_request_alone():
@@ -457,3 +505,77 @@ def test_only_the_last_chunk_wants_a_token():
 def test_config_names_what_is_wrong(field, value, allowed):
     with pytest.raises(InvalidArgument, match=allowed):
         SchedulerConfig(**{field: value})
+
+
+def test_an_embedding_ends_its_request_without_a_token():
+    h = Harness()
+    request = h.add([1] * 40, pooling=Pooling.MEAN)
+    h.run()
+    assert request.finish_reason is FinishReason.STOP
+    assert request.num_output_tokens == 0
+    assert request.embedding == alone([1] * 40, 8, pooling=Pooling.MEAN).embedding
+    assert request.embedding != alone([1] * 40, 8, pooling=Pooling.LAST).embedding
+    assert len(h.batches) > 1
+
+
+def test_an_embedding_is_computed_from_its_first_token_on():
+    h = Harness()
+    h.add([1] * 40)
+    h.run()
+    request = h.add([1] * 40, pooling=Pooling.LAST)
+    h.run()
+    assert request.num_cached_tokens == 0
+
+
+def test_a_prompt_that_must_come_whole_waits_for_a_step_of_its_own():
+    h = Harness(chunks_prompts=False)
+    requests = [h.add([n] * length, pooling=Pooling.MEAN) for n, length in enumerate([9, 9, 5, 16, 1])]
+    h.run()
+    assert all(request.finish_reason is FinishReason.STOP for request in requests)
+    assert [[len(piece.tokens) for piece in batch.slices] for batch in h.batches] == [[9], [9, 5], [16], [1]]
+
+
+def test_a_prompt_that_must_come_whole_is_refused_where_no_step_holds_it():
+    h = Harness(chunks_prompts=False)
+    h.scheduler.check_admissible(16, generates=False)
+    with pytest.raises(LimitExceeded, match=r"17 tokens.*at most 16 \(max_num_batched_tokens\)"):
+        h.scheduler.check_admissible(17, generates=False)
+
+
+def test_adapters_that_cannot_mix_take_turns():
+    h = Harness(mixes_adapters=False)
+    requests = [h.add([n] * 6, tokens=6, adapter=name) for n, name in enumerate([None, "x", "y", None])]
+    adapter_of = {}
+    served = []
+    while h.scheduler.has_work:
+        batch = h.step()
+        adapter_of |= {start.seq: start.adapter for start in batch.started}
+        (adapter,) = {adapter_of[piece.seq] for piece in batch.slices}
+        served.append(adapter)
+    assert {request.finish_reason for request in requests} == {FinishReason.LENGTH}
+    assert served[:2] == [None, "x"]
+    for start in range(3, len(served) - 6, 3):
+        assert set(served[start : start + 3]) == {None, "x", "y"}
+
+
+def test_a_turn_for_which_there_is_no_room_is_another_adapters():
+    h = Harness(mixes_adapters=False, num_blocks=6, prefix_cache=False)
+    running = h.add([1] * 8, tokens=12)
+    h.step()
+    waiting = h.add([2] * 16, tokens=2, adapter="x")
+    for _ in range(5):
+        assert h.step() is not None
+    assert running.num_output_tokens == 6
+    h.run()
+    assert waiting.finish_reason is FinishReason.LENGTH
+
+
+def test_equal_prompts_under_two_adapters_share_nothing():
+    h = Harness()
+    h.add([1] * 20, adapter="x")
+    h.run()
+    other = h.add([1] * 20, adapter="y")
+    same = h.add([1] * 20, adapter="x")
+    h.run()
+    assert other.num_cached_tokens == 0
+    assert same.num_cached_tokens == 16

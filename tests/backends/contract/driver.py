@@ -62,7 +62,7 @@ class Driver:
         taken as its table instead of free ones.
         """
         shared = _common(tokens, prefix.tokens[: prefix.computed]) if prefix is not None else 0
-        shared = min(shared, len(tokens) - 1) // self._size
+        shared = min(shared, len(tokens) - 1) // self.block_size
         while prefix is not None and self.lost.intersection(prefix.blocks[:shared]):
             shared -= 1
         table = list(prefix.blocks[:shared]) if prefix is not None else []
@@ -75,7 +75,7 @@ class Driver:
             num_prompt_tokens=len(tokens) - generated,
             blocks=table if blocks is None else list(blocks),
             params=params,
-            computed=shared * self._size,
+            computed=shared * self.block_size,
             shared=shared,
         )
         for block in live.blocks[shared:]:
@@ -148,7 +148,8 @@ class Driver:
         return list(self._live)
 
     @property
-    def _size(self) -> int:
+    def block_size(self) -> int:
+        """Tokens in a block of the worker."""
         return self.worker.spec.block_size
 
     def _start_of(self, live: Live) -> SequenceStart:
@@ -159,7 +160,7 @@ class Driver:
     def _slice(self, live: Live, most: int) -> Slice:
         tokens = tuple(live.tokens[live.computed : live.computed + most])
         end = live.computed + len(tokens)
-        while len(live.blocks) * self._size < end:
+        while len(live.blocks) * self.block_size < end:
             block = self._free.pop(0)
             self.lost.discard(block)
             live.blocks.append(block)
@@ -178,7 +179,7 @@ class Driver:
         ]
 
     def _check_lost(self, result: StepResult) -> None:
-        held = {block for live in self._live for block in live.blocks[: -(-live.computed // self._size)]}
+        held = {block for live in self._live for block in live.blocks[: -(-live.computed // self.block_size)]}
         assert held.isdisjoint(result.lost_blocks), "a block that somebody reads is lost"
         self.lost |= set(result.lost_blocks)
 

@@ -42,7 +42,7 @@ def test_a_prompt_in_chunks_is_as_one_in_one_go(driver, chunk):
 @pytest.mark.parametrize("order", ["ascending", "descending", "apart"])
 def test_blocks_may_stand_anywhere(driver, order):
     expected = driver.alone(MIDDLE, COUNT)
-    table = sorted(driver.random.sample(range(driver.worker.spec.num_blocks), 20))
+    table = sorted(driver.random.sample(range(driver.worker.spec.num_blocks), 80 // driver.block_size))
     if order == "descending":
         table.reverse()
     elif order == "apart":
@@ -120,7 +120,7 @@ def test_a_prefix_of_a_live_sequence_is_shared(driver):
     first = driver.begin(LONG)
     driver.generate([first], 3)
     second = driver.begin([*LONG[:90], *SHORT], prefix=first)
-    assert second.shared == 22
+    assert second.shared == 90 // driver.block_size
     driver.generate([first, second], COUNT)
     assert [second.output, first.output] == expected
 
@@ -132,7 +132,7 @@ def test_a_prefix_of_a_finished_sequence_is_shared(driver):
     turn = [*first.tokens, *SHORT]
     expected = driver.alone(turn, COUNT)
     second = driver.begin(turn, prefix=first)
-    assert second.shared == (len(first.tokens) - 1) // 4, "generated tokens are shared, too"
+    assert second.shared == (len(first.tokens) - 1) // driver.block_size, "generated tokens are shared, too"
     driver.generate([second], COUNT)
     assert second.output == expected
 
@@ -168,10 +168,11 @@ def test_blocks_are_written_over_by_a_new_owner(driver):
     driver.generate([second], COUNT)
     assert second.output == expected[1]
     # What is left of the first one may still be matched.
-    third = driver.begin(LONG[:13], prefix=first)
+    part = LONG[: 3 * driver.block_size + 1]
+    third = driver.begin(part, prefix=first)
     driver.generate([third, second], COUNT)
     assert third.shared == 3
-    assert third.output == driver.alone(LONG[:13], COUNT)
+    assert third.output == driver.alone(part, COUNT)
     fourth = driver.begin(LONG)
     driver.generate([fourth], COUNT)
     assert fourth.output == expected[0]
@@ -189,9 +190,9 @@ def test_what_is_not_lost_is_still_there(driver, others):
         driver.generate(driver.lives, 1)
         driver.end(*driver.lives, now=True)
     kept = next((i for i, block in enumerate(first.blocks) if block in driver.lost), len(first.blocks))
-    turn = [*LONG[: 4 * kept], *SHORT]
+    turn = [*LONG[: driver.block_size * kept], *SHORT]
     second = driver.begin(turn, prefix=first)
-    assert second.shared == min(kept, len(LONG) // 4)
+    assert second.shared == min(kept, len(LONG) // driver.block_size)
     driver.generate([second], COUNT)
     assert second.output == driver.alone(turn, COUNT)
 
@@ -246,11 +247,11 @@ def test_a_sequence_resumes_on_a_part_of_its_blocks(driver):
     first = driver.begin(LONG)
     driver.generate([first], 6)
     driver.end(first)
-    second = driver.begin(MIDDLE, blocks=first.blocks[10:])
+    second = driver.begin(MIDDLE, blocks=first.blocks[48 // driver.block_size :])
     driver.generate([second], 1)
-    first.computed = 40
+    first.computed = 48
     third = driver.begin(first.tokens, generated=6, prefix=first)
-    assert third.shared == 10
+    assert third.shared == 48 // driver.block_size
     driver.generate([third, second], COUNT)
     assert third.output == expected
 

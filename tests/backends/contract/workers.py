@@ -17,7 +17,14 @@ ROOMY, TIGHT = 400, 150
 """Blocks with which every sequence could have its full length, and with which they could not."""
 
 
-def load(backend: Backend, model: str, dtype: str, num_blocks: int) -> Worker:
+def load(
+    backend: Backend,
+    model: str,
+    dtype: str,
+    num_blocks: int,
+    block_size: int = 4,
+    kv_cache_dtype: str = "auto",
+) -> Worker:
     info = backend.inspect(model, BUNDLED_MODELS[model])
     device, dtype, _ = backend.resolve(info, device="cpu", dtype=dtype, threads=1)
     config = WorkerConfig(
@@ -26,7 +33,8 @@ def load(backend: Backend, model: str, dtype: str, num_blocks: int) -> Worker:
         max_length=MAX_LENGTH,
         max_num_seqs=6,
         max_num_batched_tokens=192,
-        block_size=4,
+        block_size=block_size,
+        kv_cache_dtype=kv_cache_dtype,
         num_blocks=num_blocks,
         threads=1,
     )
@@ -41,6 +49,24 @@ def native() -> Worker:
     from millstream.backends.torch.backend import TorchBackend
 
     return load(TorchBackend(), "pyhelp", "float32", ROOMY)
+
+
+def native_kernels_float32() -> Worker:
+    from millstream.backends.torch.backend import TorchBackend
+
+    return load(TorchBackend(), "pyhelp", "float32", ROOMY, block_size=16)
+
+
+def native_kernels_bfloat16() -> Worker:
+    from millstream.backends.torch.backend import TorchBackend
+
+    return load(TorchBackend(), "pyhelp", "bfloat16", ROOMY, block_size=16)
+
+
+def native_kernels_int8_cache() -> Worker:
+    from millstream.backends.torch.backend import TorchBackend
+
+    return load(TorchBackend(), "pyhelp", "bfloat16", ROOMY, block_size=16, kv_cache_dtype="int8")
 
 
 def llamacpp_streams() -> Worker:
@@ -61,6 +87,9 @@ NEEDS_LLAMACPP = pytest.mark.skipif(
 FACTORIES: list[Callable[[], Worker]] = [
     fake,
     native,
+    native_kernels_float32,
+    native_kernels_bfloat16,
+    native_kernels_int8_cache,
     pytest.param(llamacpp_streams, marks=NEEDS_LLAMACPP),
     pytest.param(llamacpp_unified, marks=NEEDS_LLAMACPP),
 ]

@@ -1,11 +1,13 @@
 """llama.cpp itself, one sequence at a time: what exports and workers are compared with."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from millstream.backends.hardware import cpu_features
 from millstream.backends.llamacpp.library import load_library
 
 llama_cpp = load_library()  # its log goes to Python's logging, not to the terminal
@@ -15,14 +17,19 @@ F32 = 0
 
 
 class PlainLlama:
-    """A model on one thread with a cache in f32, so that it can be compared with float32 references."""
+    """A model on one thread with a cache in f32, so that it can be compared with float32 references.
 
-    def __init__(self, path: Path, n_ctx: int = 256, vocab_only: bool = False) -> None:
+    With `as_served` its cache, attention and weights are as workers have them.
+    """
+
+    def __init__(
+        self, path: Path, n_ctx: int = 256, vocab_only: bool = False, as_served: bool = False
+    ) -> None:
         model = llama_cpp.llama_model_default_params()
         model.n_gpu_layers = 0
         model.vocab_only = vocab_only
         # Repacked weights and kernels for special instructions are not what is looked at here.
-        model.use_extra_bufts = False
+        model.use_extra_bufts = as_served and "amx_int8" not in cpu_features()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         assert self._model, f"llama.cpp cannot load {path}"
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -32,8 +39,9 @@ class PlainLlama:
             context = llama_cpp.llama_context_default_params()
             context.n_ctx = context.n_batch = context.n_ubatch = n_ctx
             context.n_threads = context.n_threads_batch = 1
-            context.type_k = context.type_v = F32
-            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            if not as_served:
+                context.type_k = context.type_v = F32
+                context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             self._context = llama_cpp.llama_init_from_model(self._model, context)
             assert self._context
 
@@ -41,6 +49,14 @@ class PlainLlama:
         if self._context is not None:
             llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
+
+    def adapt(self, path: Path, scale: float = 1.0) -> None:
+        """Run under an adapter from now on."""
+        adapter = llama_cpp.llama_adapter_lora_init(self._model, str(path).encode())
+        assert adapter, f"llama.cpp cannot load {path}"
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        scales = (ctypes.c_float * 1)(scale)
+        assert llama_cpp.llama_set_adapters_lora(self._context, handles, 1, scales) == 0
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text, its special tokens read as such, with the model's own begin of sequence."""
@@ -76,8 +92,10 @@ class PlainLlama:
 
 
 @contextmanager
-def plain_llama(path: Path, n_ctx: int = 256, vocab_only: bool = False) -> Iterator[PlainLlama]:
-    model = PlainLlama(path, n_ctx, vocab_only)
+def plain_llama(
+    path: Path, n_ctx: int = 256, vocab_only: bool = False, as_served: bool = False
+) -> Iterator[PlainLlama]:
+    model = PlainLlama(path, n_ctx, vocab_only, as_served)
     try:
         yield model
     finally:

@@ -23,6 +23,10 @@ class ScriptedContext:
         """(tokens, positions, lanes, wanted) of every decode that was asked for."""
         self.code = lambda call: 0
         """llama_decode's answer to a call."""
+        self.adapters = {}
+        self.adapter = None
+        self.switches = []
+        """Adapters in the order in which they came into use."""
         self.closed = 0
         self._read = []
 
@@ -40,8 +44,7 @@ class ScriptedContext:
         self._read = [tokens[row] for row in wanted]
         return 0
 
-    def logits(self, rows):
-        assert rows == len(self._read)
+    def rows(self):
         return 9 * np.eye(VOCAB, dtype=np.float32)[[(token + 1) % VOCAB for token in self._read]]
 
     def copy(self, source, target, end):
@@ -51,6 +54,18 @@ class ScriptedContext:
     def remove(self, lane, begin):
         assert self.can_cut or begin == 0
         del self.lanes[lane][begin:]
+
+    def use_adapter(self, name):
+        assert name is None or name in self.adapters
+        if name != self.adapter:
+            self.adapter = name
+            self.switches.append(name)
+
+    def load_adapter(self, adapter):
+        self.adapters[adapter.name] = adapter
+
+    def unload_adapter(self, name):
+        del self.adapters[name]
 
     def clear(self):
         for lane in self.lanes:

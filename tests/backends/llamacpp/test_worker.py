@@ -10,6 +10,8 @@ import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS
 from millstream.backends.llamacpp.context import Layout, choose_layout
+from millstream.backends.llamacpp.model_file import read_model
+from millstream.backends.llamacpp.readers import TokenReader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.sampling import Sampler
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
@@ -32,7 +34,7 @@ def make(context, seats=8):
         max_num_batched_tokens=24,
         shares_within_step=False,
     )
-    return LlamaCppWorker(spec, context, Sampler(VOCAB, seats, "cpu"))
+    return LlamaCppWorker(spec, None, context, TokenReader(Sampler(VOCAB, seats, "cpu")))
 
 
 @pytest.fixture
@@ -266,7 +268,7 @@ def load():
             eos_token_ids=(2,),
             generation_defaults={},
         )
-        return load_worker(info, config(**changes), progress)
+        return load_worker(read_model(BUNDLED_MODELS["pyhelp-bf16"]), info, config(**changes), progress)
 
     return load
 
@@ -315,6 +317,7 @@ def test_a_cache_that_does_not_fit_memory_is_refused():
     program = f"""
         import resource
         from pathlib import Path
+        from millstream.backends.llamacpp.model_file import read_model
         from millstream.backends.llamacpp.worker import load_worker
         from millstream.backends.worker import ModelInfo, WorkerConfig
         from millstream.errors import InsufficientMemory
@@ -326,7 +329,7 @@ def test_a_cache_that_does_not_fit_memory_is_refused():
         config = WorkerConfig(device="cpu", dtype="bf16", max_length=1 << 20, max_num_seqs=32, block_size=16,
             max_num_batched_tokens=64, num_blocks=1 << 21, threads=1)
         try:
-            load_worker(info, config, lambda what, share: None)
+            load_worker(read_model(info.path), info, config, lambda what, share: None)
         except InsufficientMemory as error:
             print(error)
     """

@@ -11,7 +11,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from millstream.backends.sampling.choice import Chooser, Warp, best
+from millstream.backends.sampling.choice import NumpyChooser
+from millstream.backends.sampling.chooser import Chooser, Warp
 from millstream.backends.sampling.noise import TokenNoise, noise_key, noise_words
 
 DRAWS = 4000
@@ -35,17 +36,25 @@ def warp_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) 
     )
 
 
-def drawn_from(logits: np.ndarray, words: np.ndarray, chooser: Chooser | None = None, **params) -> np.ndarray:
+def drawn_by(chooser: Chooser, logits: np.ndarray, words: np.ndarray, **params) -> np.ndarray:
     """The token drawn from each row under its word."""
     n, vocab = logits.shape
-    chooser = chooser or Chooser(vocab)
     with np.errstate(over="ignore"):
         return chooser.choose(logits, np.arange(n), logits.max(axis=1), warp_of(n, vocab, **params), words)
 
 
-def drawn(row: np.ndarray, words: np.ndarray = WORDS, chooser: Chooser | None = None, **params) -> np.ndarray:
+@pytest.fixture(scope="session")
+def drawn_from(make_chooser):
+    """From rows and their words to the token drawn from each, by each implementation."""
+    return lambda logits, words, **params: drawn_by(make_chooser(logits.shape[1]), logits, words, **params)
+
+
+@pytest.fixture(scope="session")
+def drawn(drawn_from):
     """The tokens that each of the words leads to from one row."""
-    return drawn_from(np.repeat(row[None], len(words), axis=0), words, chooser, **params)
+    return lambda row, words=WORDS, **params: drawn_from(
+        np.repeat(row[None], len(words), axis=0), words, **params
+    )
 
 
 def first_arrival(row: np.ndarray, word: np.uint64, temperature: float) -> int:
@@ -99,7 +108,7 @@ def far_from_every_edge(row, temperature, top_k, top_p, min_p) -> bool:
     st.floats(0.0, 1.0),
     st.one_of(st.just(0.0), st.floats(0.01, 1.0)),
 )
-def test_distribution_is_that_of_transformers(seed, vocab, temperature, top_k, top_p, min_p):
+def test_distribution_is_that_of_transformers(drawn, seed, vocab, temperature, top_k, top_p, min_p):
     row = random_rows(seed, 1, vocab)[0]
     assume(far_from_every_edge(row, temperature, top_k, top_p, min_p))
     expected = warped_probabilities(row, temperature, top_k, top_p, min_p)
@@ -108,7 +117,7 @@ def test_distribution_is_that_of_transformers(seed, vocab, temperature, top_k, t
 
 @pytest.mark.parametrize("vocab", [5, 3000])
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 4.0])
-def test_probabilities_of_a_whole_row(vocab, temperature):
+def test_probabilities_of_a_whole_row(drawn, vocab, temperature):
     row = random_rows(3, 1, vocab)[0]
     tokens = drawn(row, temperature=temperature)
     assert_follows(tokens, warped_probabilities(row, temperature, 0, 1.0, 0.0))
@@ -116,7 +125,7 @@ def test_probabilities_of_a_whole_row(vocab, temperature):
 
 @pytest.mark.parametrize("vocab", [2, 3, 63, 64, 4096, 70001])
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 30.0])
-def test_looking_closely_at_a_few_tokens_or_at_all_gives_the_same(vocab, temperature):
+def test_looking_closely_at_a_few_tokens_or_at_all_gives_the_same(drawn_from, vocab, temperature):
     rows = random_rows(vocab, 6, vocab, coarse=True)
     rows[1] *= 5
     rows[2, vocab // 2 :] += 20
@@ -131,13 +140,13 @@ def test_looking_closely_at_a_few_tokens_or_at_all_gives_the_same(vocab, tempera
 
 
 @pytest.mark.parametrize("params", [{"top_k": 4095}, {"min_p": 1e-9}])
-def test_all_tokens_and_nearly_all_share_their_noise(params):
+def test_all_tokens_and_nearly_all_share_their_noise(drawn, params):
     row = random_rows(11, 1, 4096)[0]
     np.testing.assert_array_equal(drawn(row, WORDS[:300]), drawn(row, WORDS[:300], **params))
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 500}, {"top_p": 0.9}, {"min_p": 0.2}])
-def test_rounding_errors_in_the_logits_change_no_draw(params):
+def test_rounding_errors_in_the_logits_change_no_draw(drawn_from, params):
     noise = np.random.default_rng(2)
     logits = noise.standard_normal((2000, 4096), np.float32) * np.float32(0.3)
     logits += 1
@@ -148,13 +157,13 @@ def test_rounding_errors_in_the_logits_change_no_draw(params):
 
 @pytest.mark.parametrize("vocab", [2, 63, 300, 5000, 70001])
 @pytest.mark.parametrize("width", [1, 5, 64, 1000, 16384])
-def test_leading_tokens_stand_by_logit_then_id(vocab, width):
+def test_leading_tokens_stand_by_logit_then_id(make_chooser, vocab, width):
     logits = random_rows(vocab, 4, vocab, coarse=True)
     logits[1] = np.where(np.arange(vocab) % 3, -0.0, 0.0)
     logits[2, 2:] = -np.inf
     logits[3] = -np.abs(logits[3])
     width = min(width, vocab)
-    ids, values = Chooser(vocab).leading(logits, np.arange(4), width)
+    ids, values = make_chooser(vocab).leading(logits, np.arange(4), width)
     for row, row_ids, row_values in zip(logits, ids, values, strict=True):
         order = np.argsort(-row, kind="stable")[:width]
         np.testing.assert_array_equal(row_values, row[order])
@@ -162,10 +171,10 @@ def test_leading_tokens_stand_by_logit_then_id(vocab, width):
         np.testing.assert_array_equal(row_ids[finite], order[finite])
 
 
-def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart():
+def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart(make_chooser):
     logits = random_rows(1, 5000, 40, coarse=True)
     rows = np.arange(0, 5000, 2)
-    ids, values = Chooser(40).leading(logits, rows, 3)
+    ids, values = make_chooser(40).leading(logits, rows, 3)
     expected = np.argsort(-logits[rows], axis=1, kind="stable")[:, :3]
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(logits[rows], expected, 1))
@@ -178,46 +187,48 @@ def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart():
 def test_looking_at_a_few_leading_tokens_or_at_all_gives_the_same(params, temperature):
     vocab = 6000
     for row in random_rows(7, 3, vocab, coarse=True):
-        stepwise = drawn(row, WORDS[:50], temperature=temperature, **params)
-        at_once = drawn(row, WORDS[:50], Chooser(vocab, rungs=()), temperature=temperature, **params)
-        np.testing.assert_array_equal(stepwise, at_once)
+        rows = np.repeat(row[None], 50, axis=0)
+        at_once = NumpyChooser(vocab, rungs=())
+        stepwise = drawn_by(NumpyChooser(vocab), rows, WORDS[:50], temperature=temperature, **params)
+        whole = drawn_by(at_once, rows, WORDS[:50], temperature=temperature, **params)
+        np.testing.assert_array_equal(stepwise, whole)
 
 
 @pytest.mark.parametrize("vocab", [50, 5000])
-def test_top_p_zero_keeps_one_token(vocab):
+def test_top_p_zero_keeps_one_token(drawn, vocab):
     row = random_rows(5, 1, vocab, coarse=True)[0]
     assert set(drawn(row, temperature=3.0, top_p=0.0)) == {int(row.argmax())}
 
 
-def test_top_p_one_keeps_all():
+def test_top_p_one_keeps_all(drawn):
     row = np.zeros(400, np.float32)
     assert set(drawn(row, top_p=1.0)) == set(range(400))
     assert set(drawn(row, top_p=1.0, top_k=399)) == set(range(399))
 
 
-def test_top_p_at_an_exact_bound():
+def test_top_p_at_an_exact_bound(drawn):
     row = np.log(np.array([0.25, 0.5, 0.125, 0.125], np.float32))
     assert set(drawn(row, top_p=0.5)) == {1}
     assert set(drawn(row, top_p=np.nextafter(0.75, 1))) == {0, 1, 2}
 
 
-def test_top_p_counts_among_the_top_k():
+def test_top_p_counts_among_the_top_k(drawn):
     row = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
     assert set(drawn(row, top_p=0.5)) == {0, 1}
     assert set(drawn(row, top_k=2, top_p=0.5)) == {0}
 
 
-def test_min_p_one_keeps_the_likeliest_only():
+def test_min_p_one_keeps_the_likeliest_only(drawn):
     assert set(drawn(np.array([1, 3, 2, 3], np.float32), min_p=1.0)) == {1, 3}
 
 
 @pytest.mark.parametrize("top_k", [8, 9, 10**9])
-def test_top_k_of_the_vocabulary_or_more_is_no_top_k(top_k):
+def test_top_k_of_the_vocabulary_or_more_is_no_top_k(drawn, top_k):
     row = random_rows(2, 1, 8)[0]
     np.testing.assert_array_equal(drawn(row, top_k=top_k), drawn(row))
 
 
-def test_ties_are_kept_by_rising_id():
+def test_ties_are_kept_by_rising_id(drawn):
     row = np.array([0, 5, 5, 1, 5, 5], np.float32)
     assert set(drawn(row, top_k=2)) == {1, 2}
     assert set(drawn(row, top_k=4)) == {1, 2, 4, 5}
@@ -226,14 +237,14 @@ def test_ties_are_kept_by_rising_id():
     assert set(drawn(wide, WORDS[:100], top_k=70)) <= set(range(70))
 
 
-def test_tokens_at_minus_infinity_are_never_drawn():
+def test_tokens_at_minus_infinity_are_never_drawn(drawn):
     row = np.full(3000, -np.inf, np.float32)
     row[[7, 2999]] = [1.0, 2.0]
     for params in ({}, {"top_k": 50}, {"top_p": 0.99}, {"min_p": 0.01}, {"top_k": 2900}):
         assert set(drawn(row, WORDS[:400], **params)) == {7, 2999}
 
 
-def test_far_apart_logits_and_extreme_temperatures():
+def test_far_apart_logits_and_extreme_temperatures(drawn):
     row = np.array([-3e38, 3e38, 0, 3e38], np.float32)
     assert set(drawn(row)) == {1, 3}
     assert set(drawn(row, temperature=1e-5)) == {1, 3}
@@ -241,15 +252,17 @@ def test_far_apart_logits_and_extreme_temperatures():
     assert len(set(drawn(np.arange(50, dtype=np.float32), temperature=100.0, top_p=0.999))) == 50
 
 
-def test_a_draw_is_the_same_in_any_company():
+def test_a_draw_is_the_same_in_any_company(drawn_from):
     logits = random_rows(4, 90, 3000)
     together = drawn_from(logits, WORDS[:90], temperature=0.8)
     alone = [drawn_from(logits[at : at + 1], WORDS[at : at + 1], temperature=0.8)[0] for at in range(90)]
     assert together.tolist() == alone
 
 
-def test_best_is_the_first_largest():
-    ids, peaks = best(np.array([[1, 3, 3], [np.nan, 9, 1], [-np.inf, -np.inf, -np.inf]], np.float32))
+def test_best_is_the_first_largest(make_chooser):
+    ids, peaks = make_chooser(3).best(
+        np.array([[1, 3, 3], [np.nan, 9, 1], [-np.inf, -np.inf, -np.inf]], np.float32)
+    )
     assert ids[0] == 1
     assert peaks[0] == 3
     assert np.isnan(peaks[1])

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from millstream.backends.sampling import Sampler
-from millstream.backends.sampling.choice import best
 from millstream.backends.sampling.sampler import best_on_device
 from millstream.errors import InvalidArgument
 from millstream.scheduler.batch import SequenceStart
@@ -45,13 +43,13 @@ def coarse_logits(seed: int, rows: int, vocab: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vocab", [100, 3001, 20000])
-def test_alone_or_among_others_bitwise_the_same(vocab):
+def test_alone_or_among_others_bitwise_the_same(sampler_of, vocab):
     count = 2 * len(KINDS)
     starts = [
         start(seq, prompt=range(seq + 1), seed=seq // 3, **KINDS[seq % len(KINDS)]) for seq in range(count)
     ]
     steps = [coarse_logits(step, count, vocab) for step in range(3)]
-    together, alone = Sampler(vocab, count, "cpu"), Sampler(vocab, count, "cpu")
+    together, alone = sampler_of(vocab, count, "cpu"), sampler_of(vocab, count, "cpu")
     for item in starts:
         together.start(item)
         alone.start(item)
@@ -66,10 +64,10 @@ def test_alone_or_among_others_bitwise_the_same(vocab):
             assert (seq in single.logprobs) is KINDS[seq % len(KINDS)].get("logprobs", False)
 
 
-def test_any_subset_in_any_step():
+def test_any_subset_in_any_step(sampler_of):
     vocab, count = 500, 12
     logits = coarse_logits(5, count, vocab)
-    every, some = Sampler(vocab, count, "cpu"), Sampler(vocab, count, "cpu")
+    every, some = sampler_of(vocab, count, "cpu"), sampler_of(vocab, count, "cpu")
     for seq in range(count):
         for sampler in (every, some):
             sampler.start(start(seq, seed=seq, temperature=1.5, repetition_penalty=1.0 + seq % 2))
@@ -81,10 +79,10 @@ def test_any_subset_in_any_step():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_sequence_goes_on_the_same(kind):
+def test_resumed_sequence_goes_on_the_same(sampler_of, kind):
     vocab = 300
     steps = [coarse_logits(100 + step, 1, vocab) for step in range(12)]
-    sampler = Sampler(vocab, 2, "cpu")
+    sampler = sampler_of(vocab, 2, "cpu")
     sampler.start(start(0, seed=9, eos=[7], min_output=8, **kind))
     tokens = [sampler.sample(logits, [0]).token_ids[0] for logits in steps]
     sampler.retire(0)
@@ -92,10 +90,10 @@ def test_resumed_sequence_goes_on_the_same(kind):
     assert [sampler.sample(logits, [1]).token_ids[0] for logits in steps[5:]] == tokens[5:]
 
 
-def test_seed_and_position_both_count():
+def test_seed_and_position_both_count(sampler_of):
     vocab = 1000
     row = coarse_logits(1, 1, vocab)
-    sampler = Sampler(vocab, 2, "cpu")
+    sampler = sampler_of(vocab, 2, "cpu")
     sampler.start(start(0, seed=1, temperature=3.0))
     sampler.start(start(1, seed=2, temperature=3.0))
     draws = [sampler.sample(row.repeat(2, 1), [0, 1]).token_ids for _ in range(30)]
@@ -104,10 +102,10 @@ def test_seed_and_position_both_count():
     assert len(set(first)) > 20
 
 
-def test_draws_follow_the_distribution():
+def test_draws_follow_the_distribution(sampler_of):
     row = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -0.5, 0.25]])
     count, rounds = 200, 40
-    sampler = Sampler(8, count, "cpu")
+    sampler = sampler_of(8, count, "cpu")
     for seq in range(count):
         sampler.start(start(seq, seed=seq))
     draws = [
@@ -118,9 +116,9 @@ def test_draws_follow_the_distribution():
     assert chi_square < 30  # 7 degrees of freedom, p = 1e-4
 
 
-def test_greedy_takes_the_first_of_the_largest():
+def test_greedy_takes_the_first_of_the_largest(sampler_of):
     logits = torch.tensor([[1.0, 4.0, 4.0, 0.0]] * 3)
-    sampler = Sampler(4, 3, "cpu")
+    sampler = sampler_of(4, 3, "cpu")
     sampler.start(start(0, temperature=0.0))
     sampler.start(start(1, top_k=1))
     sampler.start(start(2, temperature=1e-6))
@@ -129,9 +127,9 @@ def test_greedy_takes_the_first_of_the_largest():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", [{"temperature": 0.0}, {"top_k": 3}, {"repetition_penalty": 1.5}])
-def test_a_row_that_is_not_finite_fails_alone(bad, kind):
+def test_a_row_that_is_not_finite_fails_alone(sampler_of, bad, kind):
     logits = coarse_logits(3, 3, 50)
-    sampler, calm = Sampler(50, 3, "cpu"), Sampler(50, 3, "cpu")
+    sampler, calm = sampler_of(50, 3, "cpu"), sampler_of(50, 3, "cpu")
     for seq in range(3):
         sampler.start(start(seq, seed=seq, logprobs=True, **kind))
         calm.start(start(seq, seed=seq, logprobs=True, **kind))
@@ -143,9 +141,9 @@ def test_a_row_that_is_not_finite_fails_alone(bad, kind):
     assert set(answer.logprobs) == {0, 2}
 
 
-def test_a_failed_row_does_not_move_its_sequence():
+def test_a_failed_row_does_not_move_its_sequence(sampler_of):
     logits = coarse_logits(3, 1, 50)
-    sampler, calm = Sampler(50, 1, "cpu"), Sampler(50, 1, "cpu")
+    sampler, calm = sampler_of(50, 1, "cpu"), sampler_of(50, 1, "cpu")
     sampler.start(start(frequency_penalty=1.0))
     calm.start(start(frequency_penalty=1.0))
     assert sampler.sample(torch.full((1, 50), math.nan), [0]).token_ids == [None]
@@ -153,8 +151,8 @@ def test_a_failed_row_does_not_move_its_sequence():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_with_every_token_masked_fails_alone(temperature):
-    sampler = Sampler(4, 2, "cpu")
+def test_a_row_with_every_token_masked_fails_alone(sampler_of, temperature):
+    sampler = sampler_of(4, 2, "cpu")
     sampler.start(start(0, temperature=temperature, bad_words_ids=((2,),), allowed_token_ids=(2,)))
     sampler.start(start(1, temperature=temperature, allowed_token_ids=(2,)))
     answer = sampler.sample(torch.zeros(2, 4), [0, 1])
@@ -165,18 +163,18 @@ def test_a_row_with_every_token_masked_fails_alone(temperature):
     }
 
 
-def test_tokens_the_model_itself_rules_out_are_no_error():
+def test_tokens_the_model_itself_rules_out_are_no_error(sampler_of):
     logits = torch.tensor([[-math.inf, 1.0, -math.inf]])
-    sampler = Sampler(3, 1, "cpu")
+    sampler = sampler_of(3, 1, "cpu")
     sampler.start(start(0, logprobs=True, top_logprobs=3))
     answer = sampler.sample(logits, [0])
     assert answer.token_ids == [1]
     assert answer.logprobs[0].top == ((1, 0.0),)
 
 
-def test_logprobs_are_of_the_raw_distribution():
+def test_logprobs_are_of_the_raw_distribution(sampler_of):
     logits = coarse_logits(8, 1, 2500)
-    sampler = Sampler(2500, 1, "cpu")
+    sampler = sampler_of(2500, 1, "cpu")
     sampler.start(start(0, temperature=0.3, top_k=5, logit_bias={9: 20.0}, logprobs=True, top_logprobs=6))
     answer = sampler.sample(logits, [0])
     expected = logits[0].double().log_softmax(-1)
@@ -187,8 +185,8 @@ def test_logprobs_are_of_the_raw_distribution():
     assert [value for _, value in answer.logprobs[0].top] == pytest.approx(expected[order].tolist(), abs=1e-6)
 
 
-def test_logprobs_only_as_many_as_asked():
-    sampler = Sampler(30, 3, "cpu")
+def test_logprobs_only_as_many_as_asked(sampler_of):
+    sampler = sampler_of(30, 3, "cpu")
     sampler.start(start(0, logprobs=True, top_logprobs=2))
     sampler.start(start(1, logprobs=True))
     sampler.start(start(2))
@@ -196,10 +194,10 @@ def test_logprobs_only_as_many_as_asked():
     assert {seq: len(answer.top) for seq, answer in logprobs.items()} == {0: 2, 1: 0}
 
 
-def test_token_logprobs_of_given_tokens():
+def test_token_logprobs_of_given_tokens(sampler_of):
     logits = coarse_logits(2, 40, 700)
     tokens = list(range(40))
-    sampler = Sampler(700, 1, "cpu")
+    sampler = sampler_of(700, 1, "cpu")
     expected = logits.double().log_softmax(-1)
     answers = sampler.token_logprobs(logits, tokens, 3)
     assert [answer.logprob for answer in answers] == pytest.approx(
@@ -213,51 +211,51 @@ def test_token_logprobs_of_given_tokens():
     assert sampler.token_logprobs(logits[:0], [], 3) == []
 
 
-def test_token_logprobs_of_a_row_that_is_not_finite():
+def test_token_logprobs_of_a_row_that_is_not_finite(sampler_of):
     logits = torch.zeros(2, 4)
     logits[0, 1] = math.nan
-    bad, good = Sampler(4, 1, "cpu").token_logprobs(logits, [0, 0], 2)
+    bad, good = sampler_of(4, 1, "cpu").token_logprobs(logits, [0, 0], 2)
     assert math.isnan(bad.logprob)
     assert bad.top == ()
     assert good.logprob == pytest.approx(math.log(0.25))
 
 
-def test_end_of_sequence_waits_for_the_minimal_length():
+def test_end_of_sequence_waits_for_the_minimal_length(sampler_of):
     logits = torch.tensor([[0.0, 1.0, 5.0]])
-    sampler = Sampler(3, 1, "cpu")
+    sampler = sampler_of(3, 1, "cpu")
     sampler.start(start(0, temperature=0.0, eos=[2, 99], min_output=2))
     assert [sampler.sample(logits, [0]).token_ids[0] for _ in range(4)] == [1, 1, 2, 2]
 
 
-def test_penalties_see_what_was_chosen():
+def test_penalties_see_what_was_chosen(sampler_of):
     logits = torch.tensor([[3.0, 2.5, 2.0]])
-    sampler = Sampler(3, 1, "cpu")
+    sampler = sampler_of(3, 1, "cpu")
     sampler.start(start(0, prompt=(0,), temperature=0.0, presence_penalty=2.0))
     assert [sampler.sample(logits, [0]).token_ids[0] for _ in range(3)] == [0, 1, 2]
 
 
-def test_logits_are_left_unchanged():
+def test_logits_are_left_unchanged(sampler_of):
     logits = coarse_logits(4, len(KINDS), 200)
     before = logits.clone()
-    sampler = Sampler(200, len(KINDS), "cpu")
+    sampler = sampler_of(200, len(KINDS), "cpu")
     for seq, kind in enumerate(KINDS):
         sampler.start(start(seq, **kind))
     sampler.sample(logits, range(len(KINDS)))
     assert torch.equal(logits, before)
 
 
-def test_a_strided_view_gives_the_same_as_a_copy():
+def test_a_strided_view_gives_the_same_as_a_copy(sampler_of):
     logits = coarse_logits(4, 3000, 4).t()
-    first, second = Sampler(3000, 4, "cpu"), Sampler(3000, 4, "cpu")
+    first, second = sampler_of(3000, 4, "cpu"), sampler_of(3000, 4, "cpu")
     for sampler in (first, second):
         for seq in range(4):
             sampler.start(start(seq, logprobs=True, top_logprobs=4, **KINDS[seq + 4]))
     assert first.sample(logits, range(4)) == second.sample(logits.contiguous(), range(4))
 
 
-def test_an_id_is_used_again_after_it_was_retired():
+def test_an_id_is_used_again_after_it_was_retired(sampler_of):
     row = coarse_logits(0, 1, 100)
-    sampler, fresh = Sampler(100, 1, "cpu"), Sampler(100, 1, "cpu")
+    sampler, fresh = sampler_of(100, 1, "cpu"), sampler_of(100, 1, "cpu")
     sampler.start(start(0, seed=3, repetition_penalty=2.0, allowed_token_ids=(1, 2), logprobs=True))
     sampler.sample(row, [0])
     sampler.retire(0)
@@ -266,22 +264,22 @@ def test_an_id_is_used_again_after_it_was_retired():
     assert sampler.sample(row, [0]) == fresh.sample(row, [0])
 
 
-def test_best_on_a_device_is_best_on_the_host():
+def test_best_on_a_device_is_best_on_the_host(make_chooser):
     logits = coarse_logits(6, 20, 5000)
     logits[3, 40] = math.nan
     logits[4] = -math.inf
     ids, peaks = best_on_device(logits)
-    host_ids, host_peaks = best(logits.numpy())
+    host_ids, host_peaks = make_chooser(logits.shape[1]).best(logits.numpy())
     np.testing.assert_array_equal(ids, host_ids)
     np.testing.assert_array_equal(peaks, host_peaks)
 
 
-def test_logits_from_a_device_give_the_same():
+def test_logits_from_a_device_give_the_same(sampler_of):
     # Only the kind of device is looked at, so a tensor on the host can stand in for one that is not.
     count, vocab = len(KINDS), 400
     logits = coarse_logits(11, count, vocab)
     logits[[2, 13], 5] = math.nan
-    away, host = Sampler(vocab, count, "cuda"), Sampler(vocab, count, "cpu")
+    away, host = sampler_of(vocab, count, "cuda"), sampler_of(vocab, count, "cpu")
     for seq in range(count):
         for sampler in (away, host):
             sampler.start(start(seq, seed=seq, **KINDS[seq]))
@@ -291,9 +289,9 @@ def test_logits_from_a_device_give_the_same():
     assert away.sample(logits[greedy], greedy) == host.sample(logits[greedy], greedy)
 
 
-def test_starting_a_live_id_replaces_its_sequence():
+def test_starting_a_live_id_replaces_its_sequence(sampler_of):
     row = coarse_logits(0, 1, 100)
-    sampler, fresh = Sampler(100, 1, "cpu"), Sampler(100, 1, "cpu")
+    sampler, fresh = sampler_of(100, 1, "cpu"), sampler_of(100, 1, "cpu")
     sampler.start(start(0, seed=3, repetition_penalty=2.0, allowed_token_ids=(1, 2), logprobs=True))
     sampler.sample(row, [0])
     sampler.start(start(0, prompt=(4, 5), seed=4, temperature=2.0))
@@ -301,9 +299,9 @@ def test_starting_a_live_id_replaces_its_sequence():
     assert sampler.sample(row, [0]) == fresh.sample(row, [0])
 
 
-def test_a_start_that_is_refused_changes_nothing():
+def test_a_start_that_is_refused_changes_nothing(sampler_of):
     row = coarse_logits(0, 1, 100)
-    sampler, calm = Sampler(100, 1, "cpu"), Sampler(100, 1, "cpu")
+    sampler, calm = sampler_of(100, 1, "cpu"), sampler_of(100, 1, "cpu")
     for each in (sampler, calm):
         each.start(start(0, seed=3, temperature=2.0))
     with pytest.raises(InvalidArgument, match="bad_words_ids"):
@@ -311,8 +309,8 @@ def test_a_start_that_is_refused_changes_nothing():
     assert sampler.sample(row, [0]) == calm.sample(row, [0])
 
 
-def test_retiring_an_id_that_is_not_live_does_nothing():
-    sampler = Sampler(10, 2, "cpu")
+def test_retiring_an_id_that_is_not_live_does_nothing(sampler_of):
+    sampler = sampler_of(10, 2, "cpu")
     sampler.start(start(0))
     sampler.retire(1)
     sampler.retire(0)
@@ -321,8 +319,8 @@ def test_retiring_an_id_that_is_not_live_does_nothing():
         sampler.sample(torch.zeros(1, 10), [0])
 
 
-def test_misuse_is_refused():
-    sampler = Sampler(10, 2, "cpu")
+def test_misuse_is_refused(sampler_of):
+    sampler = sampler_of(10, 2, "cpu")
     sampler.start(start(0))
     with pytest.raises(InvalidArgument, match="seq is 2"):
         sampler.start(start(2))
@@ -341,5 +339,5 @@ def test_misuse_is_refused():
     with pytest.raises(InvalidArgument, match="token_ids"):
         sampler.token_logprobs(torch.zeros(1, 10), [10], 0)
     with pytest.raises(InvalidArgument, match="vocab_size"):
-        Sampler(2**20 + 1, 1, "cpu")
+        sampler_of(2**20 + 1, 1, "cpu")
     assert sampler.sample(torch.zeros(0, 10), []).token_ids == []

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import torch
 
+from millstream.backends.native import Missing, levels
 from millstream.backends.sampling import Sampler
 from millstream.backends.torch.config import decoder_config, read_config
 from millstream.backends.torch.decoder import NativeDecoder
+from millstream.backends.torch.kernels import Kernels, KVCacheDtype
 from millstream.backends.torch.torch_kernels import TorchKernels
-from millstream.backends.torch.weights import load_weights
+from millstream.backends.torch.weights import DecoderWeights
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import Worker, WorkerSpec
 from millstream.scheduler.batch import Batch, SequenceStart, Slice, StepResult, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
+FOUND_LEVELS = levels()
+LEVELS = () if isinstance(FOUND_LEVELS, Missing) else FOUND_LEVELS
+"""Levels of the native kernels on this machine."""
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -26,13 +31,18 @@ def native_worker(
     num_blocks: int = 64,
     block_size: int = 4,
     dtype: torch.dtype = torch.float32,
+    kernels: Kernels | None = None,
+    kind: KVCacheDtype = KVCacheDtype.AUTO,
+    quantization: str = "none",
 ) -> TorchWorker:
-    """A worker with the native decoder on the CPU."""
+    """A worker with the native decoder on the CPU, by default on the kernels made of torch operators."""
     config = decoder_config(read_config(folder), max_length)
     device = torch.device("cpu")
-    weights = load_weights(folder, config, dtype, device, lambda share: None)
-    kernels = TorchKernels()
-    kv = kernels.allocate_kv(config.kv_shapes, num_blocks, block_size, dtype, device)
+    weights = DecoderWeights(
+        folder, config, dtype, device, lambda share: None, keep_float32=quantization != "none"
+    )
+    kernels = TorchKernels() if kernels is None else kernels
+    kv = kernels.allocate_kv(config.kv_shapes, num_blocks, block_size, dtype, device, kind)
     spec = WorkerSpec(
         vocab_size=config.vocab_size,
         max_length=max_length,
@@ -43,7 +53,7 @@ def native_worker(
         dtype=str(dtype).removeprefix("torch."),
     )
     return TorchWorker(
-        spec, NativeDecoder(config, weights, kernels, kv), Sampler(config.vocab_size, 8, "cpu")
+        spec, NativeDecoder(weights, kernels, kv, quantization), Sampler(config.vocab_size, 8, "cpu")
     )
 
 

@@ -8,12 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from millstream.backends.torch.config import is_native, read_config
+from millstream.backends.torch.kernels import KVCacheDtype
+from millstream.backends.torch.native_kernels import NativeKernels
+from millstream.backends.torch.torch_kernels import TorchKernels
 from millstream.backends.worker import Worker
 from millstream.scheduler.batch import StepResult
 from millstream.scheduler.sampling_params import SamplingParams
 
 from .checkpoints import FAMILIES, greedy, save_checkpoint
-from .driver import Driver, native_worker
+from .driver import LEVELS, Driver, native_worker
 
 PROMPTS = [
     [5, 17, 99, 4, 5, 6, 7, 8, 61, 62, 63, 64, 9],
@@ -46,10 +49,12 @@ def test_tokens_and_logits_equal_the_reference(family: str, tmp_path: Path) -> N
     assert is_native(read_config(tmp_path))
     expected = [greedy(model, prompt, COUNT) for prompt in PROMPTS]
     assert len({token for tokens in expected for token in tokens}) > COUNT, "the checkpoint says nothing"
-    worker = native_worker(tmp_path)
-    assert Driver(worker).run(PROMPTS, COUNT) == expected
-    assert Driver(worker, seed=1).run(PROMPTS[::-1], COUNT) == expected[::-1], "on blocks used before"
-    assert_prompt_logprobs_equal(worker, model, PROMPTS[2])
+    workers = [native_worker(tmp_path)]
+    workers += [native_worker(tmp_path, block_size=16, kernels=NativeKernels(level)) for level in LEVELS]
+    for worker in workers:
+        assert Driver(worker).run(PROMPTS, COUNT) == expected
+        assert Driver(worker, seed=1).run(PROMPTS[::-1], COUNT) == expected[::-1], "on blocks used before"
+        assert_prompt_logprobs_equal(worker, model, PROMPTS[2])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -119,6 +124,37 @@ def test_bfloat16_stays_near_the_reference(tmp_path: Path) -> None:
     expected = [reference[i, token].item() for i, token in enumerate(LONG_PROMPT[1:])]
     error = torch.tensor(found) - torch.tensor(expected)
     assert error.abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(KVCacheDtype.INT8, 0.01), (KVCacheDtype.UINT4, 0.2)], ids=["int8", "uint4"]
+)
+def test_quantised_caches_stay_near_the_plain_one(kind: KVCacheDtype, most: float, tmp_path: Path) -> None:
+    model = save_checkpoint("qwen2", tmp_path)
+    with torch.inference_mode():
+        reference = model(torch.tensor([LONG_PROMPT])).logits[0].log_softmax(-1)
+    expected = torch.tensor([reference[i, token].item() for i, token in enumerate(LONG_PROMPT[1:])])
+    for kernels in (TorchKernels(), *map(NativeKernels, LEVELS)):
+        driver = Driver(native_worker(tmp_path, block_size=16, kernels=kernels, kind=kind))
+        driver.run([LONG_PROMPT], 1, params=SamplingParams(temperature=0, prompt_logprobs=0))
+        error = (torch.tensor(_own_logprobs(driver.results)) - expected).abs().mean()
+        assert 0 < error < most
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2"])
+def test_bfloat16_tokens_are_the_same_alone_batched_and_in_chunks(
+    family: str, level: str, tmp_path: Path
+) -> None:
+    save_checkpoint(family, tmp_path)
+    worker = native_worker(
+        tmp_path, block_size=16, num_blocks=128, dtype=torch.bfloat16, kernels=NativeKernels(level)
+    )
+    whole = Driver(worker, min_chunk=300, max_chunk=300)
+    alone = [whole.run([prompt], COUNT)[0] for prompt in PROMPTS]
+    assert whole.run(PROMPTS, COUNT) == alone
+    for seed, chunk in enumerate((1, 5, 20)):
+        assert Driver(worker, seed, max_chunk=chunk).run(PROMPTS, COUNT) == alone
 
 
 def _own_logprobs(results: list[StepResult]) -> list[float]:

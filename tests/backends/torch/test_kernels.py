@@ -2,125 +2,20 @@
 
 import math
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from millstream.backends.torch import attention_plan, torch_kernels
-from millstream.backends.torch.inputs import StepInputs
-from millstream.backends.torch.kernels import Activation, AttentionSpec, KVShape
+from millstream.backends.torch.kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
+from millstream.backends.torch.kv_codes import encode
 from millstream.backends.torch.rope import Rope, RotaryTable
 from millstream.backends.torch.torch_kernels import TorchKernels, TorchPagedKV
 
-CPU = torch.device("cpu")
+from .paged import CPU, Sequence, make_inputs, naive_attention, run_steps
 
-
-@dataclass
-class Sequence:
-    """Keys and values [length, kv heads, dim] of one sequence, and its table."""
-
-    key: Tensor
-    value: Tensor
-    table: list[int]
-
-
-def make_inputs(parts: list[tuple[Sequence, int, int]], block_size: int) -> StepInputs:
-    """A step of slices (sequence, start, end)."""
-    starts = [0]
-    positions: list[int] = []
-    slots: list[int] = []
-    for sequence, start, end in parts:
-        positions += range(start, end)
-        slots += [sequence.table[p // block_size] * block_size + p % block_size for p in range(start, end)]
-        starts.append(len(positions))
-    width = max(len(sequence.table) for sequence, _, _ in parts)
-    tables = [sequence.table + [0] * (width - len(sequence.table)) for sequence, _, _ in parts]
-    return StepInputs(
-        token_ids=torch.zeros(len(positions), dtype=torch.int64),
-        positions=torch.tensor(positions),
-        slot_mapping=torch.tensor(slots),
-        query_starts=tuple(starts),
-        context_lengths=tuple(end for _, _, end in parts),
-        block_tables=torch.tensor(tables),
-        logit_rows=torch.zeros(0, dtype=torch.int64),
-        sequence_ids=tuple(range(len(parts))),
-    )
-
-
-def naive_attention(query: Tensor, sequence: Sequence, start: int, spec: AttentionSpec) -> Tensor:
-    """[n, heads, value dim] in float64: one query, one head, at a time."""
-    rows = []
-    group = query.shape[1] // sequence.key.shape[1]
-    for i, row in enumerate(query.double()):
-        position = start + i
-        first = 0 if spec.window is None else max(0, position - spec.window + 1)
-        heads = []
-        for h, q in enumerate(row):
-            key = sequence.key[first : position + 1, h // group].double()
-            value = sequence.value[first : position + 1, h // group].double()
-            scores = key @ q * spec.scale
-            if spec.softcap is not None:
-                scores = spec.softcap * torch.tanh(scores / spec.softcap)
-            heads.append(scores.softmax(0) @ value)
-        rows.append(torch.stack(heads))
-    return torch.stack(rows)
-
-
-def run_steps(
-    shape: KVShape,
-    heads: int,
-    spec: AttentionSpec,
-    lengths: list[int],
-    *,
-    block_size: int,
-    most: int,
-    seed: int = 0,
-    stale: float = math.nan,
-) -> None:
-    """Bring sequences to their lengths in random slices over a dirty cache; compare every slice."""
-    chance = random.Random(seed)
-    torch.manual_seed(seed)
-    count = sum(-(-length // block_size) for length in lengths)
-    ids = list(range(count + 3))
-    chance.shuffle(ids)
-    sequences = [
-        Sequence(
-            torch.randn(length, shape.num_kv_heads, shape.key_dim),
-            torch.randn(length, shape.num_kv_heads, shape.value_dim),
-            [ids.pop() for _ in range(-(-length // block_size))],
-        )
-        for length in lengths
-    ]
-    kv = TorchKernels().allocate_kv([shape, shape], count + 3, block_size, torch.float32, CPU)
-    assert isinstance(kv, TorchPagedKV)
-    for blocks in kv.blocks:
-        blocks[:, :-1] = stale
-    done = [0] * len(lengths)
-    while any(d < n for d, n in zip(done, lengths, strict=True)):
-        parts = []
-        for i, sequence in enumerate(sequences):
-            take = min(chance.choice([0, 1, 1, most]), lengths[i] - done[i])
-            if take:
-                parts.append((sequence, done[i], done[i] + take))
-                done[i] += take
-        if not parts:
-            continue
-        inputs = make_inputs(parts, block_size)
-        step = kv.step(inputs)
-        key = torch.cat([s.key[a:b] for s, a, b in parts])
-        value = torch.cat([s.value[a:b] for s, a, b in parts])
-        query = torch.randn(len(key), heads, shape.key_dim)
-        step.write(1, key, value)
-        found = step.attend(1, query, spec)
-        expected = torch.cat(
-            [
-                naive_attention(query[inputs.query_starts[i] : inputs.query_starts[i + 1]], s, a, spec)
-                for i, (s, a, _) in enumerate(parts)
-            ]
-        )
-        torch.testing.assert_close(found, expected.float(), atol=2e-5, rtol=1e-4)
+KERNELS = TorchKernels()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (7, 1)])
@@ -131,13 +26,13 @@ def test_attention(
     heads: int, kv_heads: int, window: int | None, softcap: float | None, block_size: int
 ) -> None:
     spec = AttentionSpec(scale=0.6, window=window, softcap=softcap)
-    run_steps(KVShape(kv_heads, 8, 8), heads, spec, [1, 23, 40, 9], block_size=block_size, most=13)
+    run_steps(KERNELS, KVShape(kv_heads, 8, 8), heads, spec, [1, 23, 40, 9], block_size=block_size, most=13)
 
 
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(12, 8), (8, 12)])
 def test_attention_with_values_of_another_width(key_dim: int, value_dim: int) -> None:
     spec = AttentionSpec(scale=0.3)
-    run_steps(KVShape(2, key_dim, value_dim), 4, spec, [17, 20], block_size=4, most=9)
+    run_steps(KERNELS, KVShape(2, key_dim, value_dim), 4, spec, [17, 20], block_size=4, most=9)
 
 
 @pytest.mark.parametrize("window", [None, 30])
@@ -149,7 +44,27 @@ def test_attention_over_many_groups_and_pieces(
     monkeypatch.setattr(torch_kernels, "GROUP_BYTES", 12 * 4 * 4 * 8 * 4)
     monkeypatch.setattr(torch_kernels, "MAX_SCORES", 512)
     spec = AttentionSpec(scale=0.6, window=window, softcap=softcap)
-    run_steps(KVShape(2, 8, 8), 4, spec, [90, 70, 7, 66, 30, 31], block_size=4, most=60)
+    run_steps(KERNELS, KVShape(2, 8, 8), 4, spec, [90, 70, 7, 66, 30, 31], block_size=4, most=60)
+
+
+@pytest.mark.parametrize("kind", [KVCacheDtype.INT8, KVCacheDtype.UINT4])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(8, 8), (5, 3)])
+def test_attention_over_codes(kind: KVCacheDtype, key_dim: int, value_dim: int) -> None:
+    shape = KVShape(2, key_dim, value_dim)
+    run_steps(KERNELS, shape, 4, AttentionSpec(0.6), [1, 23, 40, 9], block_size=4, most=13, kind=kind)
+
+
+@pytest.mark.parametrize(("kind", "most"), [(KVCacheDtype.INT8, 1 / 254), (KVCacheDtype.UINT4, 1 / 30)])
+def test_codes_are_the_nearest_ones(kind: KVCacheDtype, most: float) -> None:
+    x = torch.randn(50, 64)
+    x[0], x[1], x[2] = 0, x[1].abs(), -x[2].abs()
+    codes, scale, zero = encode(x, kind)
+    reach = x.abs().amax(-1) if kind is KVCacheDtype.INT8 else x.amax(-1).clamp(0) - x.amin(-1).clamp(max=0)
+    error = ((codes - zero[:, None]) * scale[:, None] - x).abs().amax(-1)
+    # A zero that is rounded may cost the largest or the smallest number another half step.
+    assert (error <= reach * most * (1.001 if kind is KVCacheDtype.INT8 else 2.001)).all()
+    x[3, 4] = torch.inf
+    assert encode(x, kind)[1].isnan().tolist() == [i == 3 for i in range(50)]
 
 
 def test_every_decode_slice_is_in_exactly_one_group_of_bounded_padding() -> None:
@@ -237,3 +152,7 @@ def test_bytes_of_a_block_are_those_of_the_tensors() -> None:
     assert isinstance(kv, TorchPagedKV)
     held = sum(blocks.nbytes for blocks in kv.blocks)
     assert kernels.kv_bytes_per_block(shapes, 4, torch.bfloat16) * 10 == held
+    for kind in (KVCacheDtype.INT8, KVCacheDtype.UINT4):
+        codes = kernels.allocate_kv(shapes, 9, 4, torch.bfloat16, CPU, kind).codes
+        held = sum(t.nbytes for each in codes for t in (each.codes, each.scales, each.zeros))
+        assert kernels.kv_bytes_per_block(shapes, 4, torch.bfloat16, kind) * 10 == held

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from millstream.backends.sampling import Sampler
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.torch.inputs import StepInputs
-from millstream.backends.torch.kernels import AttentionSpec, KVShape
+from millstream.backends.torch.kernels import AttentionSpec, KVCacheDtype, KVShape
 from millstream.backends.torch.torch_kernels import TorchKernels, TorchKVStep, TorchPagedKV
 from millstream.backends.torch.transformers_check import Check
 from millstream.backends.torch.transformers_config import causal_class, check_length, kv_shapes
@@ -421,8 +421,9 @@ class BrokenKernels(TorchKernels):
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kind: KVCacheDtype = KVCacheDtype.AUTO,
     ) -> TorchPagedKV:
-        return BrokenKV(shapes, num_blocks, block_size, dtype, device)
+        return BrokenKV(shapes, num_blocks, block_size, dtype, device, kind)
 
 
 class BrokenKV(TorchPagedKV):

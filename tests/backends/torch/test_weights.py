@@ -1,6 +1,7 @@
 """Weights: what is refused, what it costs, and that nothing else is read."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,22 +11,47 @@ from torch import Tensor
 
 from millstream.backends.torch.checkpoint import Checkpoint
 from millstream.backends.torch.config import decoder_config, read_config
-from millstream.backends.torch.weights import DecoderWeights, count_parameters, load_weights, weight_bytes
+from millstream.backends.torch.decoder import weight_bytes
+from millstream.backends.torch.weights import DecoderWeights, LayerWeights, count_parameters
 from millstream.errors import ModelFormatError
 
 from .checkpoints import greedy, make_model, save_checkpoint
 from .driver import Driver, native_worker
 
+CPU = torch.device("cpu")
 PROMPT = [5, 17, 99, 4]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Everything that DecoderWeights gives."""
+
+    embedding: Tensor
+    head: Tensor
+    final_norm: Tensor
+    layers: list[LayerWeights]
+
+
 def _load(
-    folder: Path, dtype: torch.dtype = torch.float32, buffer_bytes: int = 1 << 20
-) -> tuple[DecoderWeights, list[float]]:
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    buffer_bytes: int = 1 << 20,
+    keep_float32: bool = False,
+) -> tuple[Loaded, list[float]]:
     shares: list[float] = []
     config = decoder_config(read_config(folder), 64)
-    device = torch.device("cpu")
-    return load_weights(folder, config, dtype, device, shares.append, buffer_bytes), shares
+    weights = DecoderWeights(
+        folder,
+        config,
+        dtype,
+        CPU,
+        shares.append,
+        keep_float32=keep_float32,
+        buffer_bytes=buffer_bytes,
+    )
+    embedding = weights.embedding()
+    head = embedding if config.tied_head else weights.head()
+    return Loaded(embedding, head, weights.final_norm(), list(weights.layers())), shares
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -131,14 +157,14 @@ def test_counts_are_known_before_reading(family: str, tmp_path: Path) -> None:
     model = save_checkpoint(family, tmp_path)
     config = decoder_config(read_config(tmp_path), 64)
     assert count_parameters(config) == model.num_parameters()
-    loaded, shares = _load(tmp_path, torch.bfloat16)
-    assert weight_bytes(config, torch.bfloat16) == sum(t.nbytes for t in _all(loaded))
+    loaded, shares = _load(tmp_path)
+    assert weight_bytes(config, torch.float32, CPU, "none") == sum(t.nbytes for t in _all(loaded))
     assert shares == sorted(shares)
     assert shares[0] == 0.0
     assert shares[-1] == 1.0
 
 
-def _all(loaded: DecoderWeights) -> list[Tensor]:
+def _all(loaded: Loaded) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for t in (loaded.embedding, loaded.head, loaded.final_norm):
         found[t.data_ptr()] = t

@@ -1,0 +1,163 @@
+// What all kernel sources share: levels, bfloat16, arguments, threads.
+//
+// Conventions
+// - Every csrc/NAME.cpp but module.cpp is compiled once per level ("generic", "avx2", "avx512"; setup.py has
+//   their flags) with MILLSTREAM_LEVEL set to the level's name and one of MILLSTREAM_GENERIC, MILLSTREAM_AVX2
+//   and MILLSTREAM_AVX512 set to 1. Everything in it stands in namespace millstream::MILLSTREAM_LEVEL, or is
+//   static, or is in an unnamed namespace.
+// - It defines `PyMethodDef NAME_methods[]` in namespace millstream::MILLSTREAM_LEVEL, ended by an entry of
+//   nulls, of METH_FASTCALL functions. The build finds the file by itself; Python sees the functions of a level
+//   as attributes of `_kernels.functions(level)`. Their signatures stand in backends/native/_kernels.pyi.
+// - Arguments are integers and floats only; tensors come as addresses, sizes and strides as counts of elements.
+//   Callers check shapes; a kernel checks nothing but the number of its arguments.
+// - The linker keeps one copy of an inline function or template that several levels emit, perhaps the one with
+//   instructions that the CPU lacks. So: no containers and no algorithms of the standard library; own helpers
+//   are `static inline`, or templates inside the level's namespace.
+// - A result may depend on nothing but the row's own inputs: not on the number of rows, of threads, nor on a
+//   row's place among the others. The compiler keeps the order of roundings (-ffp-contract=off, no -ffast-math);
+//   a fused multiply-add is written as one.
+// - Scratch memory comes from scratch(): one growing buffer per thread and slot.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+namespace millstream {
+namespace MILLSTREAM_LEVEL {
+
+typedef uint16_t bf16;  // the upper half of a float's bits
+
+static inline float bf16_to_float(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+// Rounds to the nearest, ties to even; no number stays no number.
+static inline bf16 float_to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (bf16)((bits >> 16) | 0x40);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) { return bf16_to_float(x); }
+static inline void from_float(float x, float* y) { *y = x; }
+static inline void from_float(float x, bf16* y) { *y = float_to_bf16(x); }
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Reads the arguments of a METH_FASTCALL function one after the other.
+class Arguments {
+  public:
+    Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
+
+    // False, with a Python error set, unless the caller gave `expected` arguments.
+    bool are(Py_ssize_t expected) const {
+        if (count_ == expected) return true;
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count_);
+        return false;
+    }
+    int64_t integer() { return PyLong_AsLongLong(values_[next_++]); }
+    double number() { return PyFloat_AsDouble(values_[next_++]); }
+    // An address; 0 gives a null pointer.
+    template <typename T>
+    T* pointer() {
+        return (T*)(uintptr_t)PyLong_AsUnsignedLongLong(values_[next_++]);
+    }
+    // True, with a Python error set, if any argument was of the wrong type.
+    bool failed() const { return PyErr_Occurred() != nullptr; }
+
+  private:
+    PyObject* const* values_;
+    Py_ssize_t count_;
+    Py_ssize_t next_ = 0;
+};
+
+// Work worth starting threads for, and work worth letting other Python threads run meanwhile; in element
+// operations, of which a core does about one per nanosecond.
+static const int64_t PARALLEL_WORK = 30000;
+static const int64_t GIL_WORK = 200000;
+
+// Gives the interpreter to other threads until the end of its scope, if `work` is long.
+class LongWork {
+  public:
+    explicit LongWork(int64_t work) : state_(work >= GIL_WORK ? PyEval_SaveThread() : nullptr) {}
+    ~LongWork() {
+        if (state_) PyEval_RestoreThread(state_);
+    }
+    LongWork(const LongWork&) = delete;
+    LongWork& operator=(const LongWork&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+// Calls body(begin, end) for parts of 0 .. count that are multiples of `grain` long, one part per thread, where
+// `work`, over all, is worth the threads. They are torch's own: its OpenMP runtime is shared, and so is its
+// number of threads.
+template <typename Body>
+static inline void parallel_for(int64_t count, int64_t grain, int64_t work, const Body& body) {
+    int64_t threads = least(least(omp_get_max_threads(), ceil_div(count, grain)), ceil_div(work, PARALLEL_WORK));
+    if (threads <= 1) {
+        if (count > 0) body((int64_t)0, count);
+        return;
+    }
+#pragma omp parallel
+    {
+        int64_t team = omp_get_num_threads();
+        int64_t part = round_up(ceil_div(count, team), grain);
+        int64_t begin = omp_get_thread_num() * part;
+        int64_t end = least(begin + part, count);
+        if (begin < end) body(begin, end);
+    }
+}
+
+// Calls body(task) for 0 .. count, each thread taking the next task when it is done with one.
+template <typename Body>
+static inline void parallel_tasks(int64_t count, int64_t work, const Body& body) {
+    if (count <= 1 || work < 2 * PARALLEL_WORK || omp_get_max_threads() <= 1) {
+        for (int64_t task = 0; task < count; task++) body(task);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t task = 0; task < count; task++) body(task);
+}
+
+static const int SCRATCH_SLOTS = 16;
+
+struct Scratch {
+    void* memory[SCRATCH_SLOTS] = {};
+    size_t size[SCRATCH_SLOTS] = {};
+    ~Scratch() {
+        for (void* p : memory) free(p);
+    }
+};
+
+// At least `count` elements, aligned to 64 bytes, of unknown content; valid until this thread asks for the same
+// slot again.
+template <typename T>
+static inline T* scratch(int slot, int64_t count) {
+    static thread_local Scratch mine;
+    size_t bytes = ((size_t)count * sizeof(T) + 4095) & ~(size_t)4095;
+    if (mine.size[slot] < bytes) {
+        free(mine.memory[slot]);
+        mine.memory[slot] = aligned_alloc(64, bytes);
+        if (!mine.memory[slot]) abort();
+        mine.size[slot] = bytes;
+    }
+    return (T*)mine.memory[slot];
+}
+
+}  // namespace MILLSTREAM_LEVEL
+}  // namespace millstream

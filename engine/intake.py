@@ -1,0 +1,190 @@
+"""Intake: where requests enter a running model; they are checked here, all before anything is queued."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from time import monotonic
+
+import msgspec
+
+from ..backends.worker import ModelInfo, Tokenizer, WorkerSpec
+from ..errors import InvalidArgument, LimitExceeded, NotSupported
+from ..kvcache import root_digest
+from ..scheduler import Pooling, Request, SamplingParams
+from .adapters import AdapterTable
+from .checks import check_lengths, check_prompt, check_token_ids
+from .embeddings import PoolingParams
+from .outputs import Output
+from .request_options import RequestOptions
+from .result_queue import ResultQueue
+from .step_loop import StepLoop
+
+
+class RequestHandle:
+    """One request: its samples' queues, and what an engine needs to stop it."""
+
+    __slots__ = ("model", "queues", "released", "request_id", "requests")
+
+    def __init__(self, model: str, requests: Sequence[Request], queues: Sequence[ResultQueue]) -> None:
+        self.model = model
+        self.request_id = requests[0].request_id
+        self.requests = tuple(requests)
+        self.queues = tuple(queues)
+        self.released = False
+
+    @property
+    def queue(self) -> ResultQueue:
+        """The first sample's queue."""
+        return self.queues[0]
+
+    @property
+    def finished(self) -> bool:
+        """True when every sample has ended."""
+        return all(queue.finish_reason is not None for queue in self.queues)
+
+
+class Intake:
+    """Makes Requests and their Outputs, and submits them to a model's step loop; from any thread."""
+
+    _request_ids = count(1)
+
+    def __init__(
+        self,
+        model: str,
+        info: ModelInfo,
+        spec: WorkerSpec,
+        loop: StepLoop,
+        adapters: AdapterTable,
+        tokenizer: Callable[[], Tokenizer],
+        *,
+        max_length: int,
+        queue_timeout: float | None,
+    ) -> None:
+        """`tokenizer` raises where the model has none; `queue_timeout` holds where a request says nothing."""
+        self.adapters = adapters
+        self._model = model
+        self._info = info
+        self._spec = spec
+        self._loop = loop
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._queue_timeout = queue_timeout
+
+    def start_request(
+        self, prompt: Sequence[int], params: SamplingParams, options: RequestOptions
+    ) -> RequestHandle:
+        """Check a request, queue it and give back its handle. Never blocks.
+
+        Raises:
+            InvalidArgument, LimitExceeded, QueueFull
+            AdapterNotFound: the adapter is not loaded.
+            NotSupported: the model gives embeddings only.
+        """
+        if not self._spec.generates:
+            raise NotSupported(f"model {self._model!r} gives embeddings and generates no text")
+        if params.stop and not options.detokenize:
+            raise InvalidArgument(
+                "stop", params.stop, "nothing with detokenize=False: there is no text to search"
+            )
+        token_ids = check_prompt(prompt, self._info.vocab_size)
+        check_token_ids(params, self._info.vocab_size)
+        max_output = check_lengths(self._model, len(token_ids), params, self._max_length)
+        eos = self._info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
+        with self.adapters.using(options.adapter) as cache_name:
+            outputs: list[Output] = []
+            for sample in range(params.n):
+                if sample == 1:
+                    # Only the first sample reports on the prompt they share.
+                    params = msgspec.structs.replace(params, prompt_logprobs=None)
+                request = self._request(
+                    token_ids,
+                    params,
+                    options,
+                    cache_name,
+                    seed=options.seed_of_sample(params, sample),
+                    max_tokens=len(token_ids) + max_output,
+                    eos_token_ids=eos,
+                    leader=outputs[0].request if outputs else None,
+                )
+                stream = None
+                if options.detokenize:
+                    stream = self._tokenizer().stream(skip_special_tokens=params.skip_special_tokens)
+                outputs.append(Output(request, self._queue(request), stream))
+            return self._submit(outputs)
+
+    def start_embedding(
+        self, prompt: Sequence[int], params: PoolingParams, options: RequestOptions
+    ) -> RequestHandle:
+        """Check a request for an embedding, queue it and give back its handle. Never blocks.
+
+        Raises:
+            InvalidArgument, LimitExceeded, QueueFull
+            AdapterNotFound: the adapter is not loaded.
+            NotSupported: the model gives no embeddings.
+        """
+        embedding = self._spec.embedding
+        if embedding is None:
+            raise NotSupported(f"model {self._model!r} gives no embeddings")
+        params.check_size(self._model, embedding.size)
+        token_ids = check_prompt(prompt, self._info.vocab_size)
+        if len(token_ids) > self._max_length:
+            raise LimitExceeded(
+                f"the prompt has {len(token_ids)} tokens; {self._model!r} takes up to {self._max_length}"
+            )
+        with self.adapters.using(options.adapter) as cache_name:
+            request = self._request(
+                token_ids,
+                SamplingParams(),
+                options,
+                cache_name,
+                seed=0,
+                max_tokens=len(token_ids),
+                pooling=params.pooling or embedding.pooling,
+            )
+            return self._submit([Output(request, self._queue(request), None, params)])
+
+    def _request(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        options: RequestOptions,
+        cache_name: str,
+        *,
+        seed: int,
+        max_tokens: int,
+        eos_token_ids: tuple[int, ...] = (),
+        leader: Request | None = None,
+        pooling: Pooling | None = None,
+    ) -> Request:
+        now = monotonic()
+        salt = options.tenant if options.cache_salt is None else options.cache_salt
+        queue_timeout = self._queue_timeout if options.queue_timeout is None else options.queue_timeout
+        return Request(
+            next(self._request_ids),
+            token_ids,
+            params,
+            seed=seed,
+            max_tokens=max_tokens,
+            cache_root=root_digest(salt=salt, adapter=cache_name),
+            eos_token_ids=eos_token_ids,
+            priority=options.priority,
+            tenant=options.tenant,
+            arrival_time=now,
+            deadline=None if options.deadline is None else now + options.deadline,
+            queue_deadline=None if queue_timeout is None else now + queue_timeout,
+            leader=leader,
+            pooling=pooling,
+            adapter=options.adapter,
+        )
+
+    def _queue(self, request: Request) -> ResultQueue:
+        return ResultQueue(
+            prompt_length=request.num_prompt_tokens,
+            on_gpu=self._spec.device.startswith("cuda"),
+            arrival=request.arrival_time,
+        )
+
+    def _submit(self, outputs: list[Output]) -> RequestHandle:
+        self._loop.submit(outputs)
+        return RequestHandle(
+            self._model, [output.request for output in outputs], [output.queue for output in outputs]
+        )
