@@ -35,6 +35,7 @@ from .worker import (
 _MASK = (1 << 61) - 1
 _EMPTY = -1
 FAKE_EMBEDDING_SIZE = 6
+FAKE_ADAPTER_RANK = 8
 
 
 def _mix(state: int, value: int) -> int:
@@ -120,9 +121,11 @@ class FakeWorker:
         return StepResult(token_ids, logprobs, prompt_logprobs, embeddings)
 
     def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
-        """Any name is an adapter, of rank 8; the file is not looked at."""
-        if max_rank is not None and max_rank < 8:
-            raise LimitExceeded(f"adapter {adapter.name!r} has rank 8; at most {max_rank} is allowed")
+        """Any name is an adapter, of rank FAKE_ADAPTER_RANK; the file is not looked at."""
+        if max_rank is not None and max_rank < FAKE_ADAPTER_RANK:
+            raise LimitExceeded(
+                f"adapter {adapter.name!r} has rank {FAKE_ADAPTER_RANK}; at most {max_rank} is allowed"
+            )
         self._adapters.add(adapter.name)
 
     def unload_adapter(self, name: str) -> None:

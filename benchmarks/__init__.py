@@ -1,1 +1,1 @@
-"""Measures: throughput, latency and overhead of the engine, and random-weight checkpoints to measure on."""
+"""Measures: the engine's speed and overhead, its peers', quality, and random checkpoints to measure on."""

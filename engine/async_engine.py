@@ -167,6 +167,8 @@ class AsyncEngine:
     ) -> Started:
         """Queue a request for an embedding of one prompt; once it has finished, `queue.embedding` holds it.
 
+        `options` are those of `start_request`; `detokenize` makes no difference, as there is no text.
+
         Raises: as `start_request` does; NotSupported where the model gives no embeddings.
         """
         model = self._model(name)

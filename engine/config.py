@@ -55,6 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_adapters: int | None = None
     """Most adapters that may be loaded at once; None sets no bound."""
     max_adapter_rank: int | None = None
+    """Largest rank that an adapter may have; None sets no bound."""
     warmup: bool = True
 
     def __post_init__(self) -> None:
