@@ -104,6 +104,16 @@ def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionL
     )
 
 
+def prompt_logprobs_in_chunk(
+    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]
+) -> list[dict[str, dict[str, object]] | None]:
+    """`prompt_logprobs`, for an event."""
+    return [
+        None if row is None else {token: entry.model_dump() for token, entry in row.items()}
+        for row in prompt_logprobs(tokenizer, token_ids, entries)
+    ]
+
+
 def prompt_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]
 ) -> PromptLogprobs:

@@ -106,6 +106,13 @@ def sampling_params(
     return SamplingParams(**chosen)
 
 
+def check_stream_options(fields: SamplingFields) -> None:
+    """Raise InvalidArgument where a request that is not streamed says how it is to be."""
+    if fields.stream_options is not None and not fields.stream:
+        given = fields.stream_options.model_dump(exclude_unset=True)
+        raise InvalidArgument("stream_options", given, "null without stream")
+
+
 def check_max_tokens(name: str, value: int | None, model: str, max_length: int) -> None:
     """Raise LimitExceeded where a request asks for more than any prompt leaves room for."""
     if value is not None and value > max_length:
@@ -125,7 +132,6 @@ class Caller:
     """Who asks, and what the headers say."""
 
     tenant: Tenant
-    request_id: str
     timeout: float | None
     """The smaller of the header's and the server's own, in seconds."""
 

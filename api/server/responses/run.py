@@ -9,7 +9,7 @@ from ....errors import InvalidArgument
 from ....scheduler import FinishReason, SamplingParams
 from ..generation import Generation
 from ..routes.context import new_id
-from ..sampling import Caller, check_max_tokens, request_options, sampling_params
+from ..sampling import Caller, check_max_tokens, check_stream_options, request_options, sampling_params
 from ..schemas.responses import (
     IncompleteDetails,
     InputTokensDetails,
@@ -85,9 +85,7 @@ async def start_response(
 
 def _check_fields(body: ResponseRequest) -> None:
     """Raise InvalidArgument where fields do not go together."""
-    if body.stream_options is not None and not body.stream:
-        options = body.stream_options.model_dump(exclude_unset=True)
-        raise InvalidArgument("stream_options", options, "null without stream")
+    check_stream_options(body)
     if body.top_logprobs and not _wants_logprobs(body):
         raise InvalidArgument("top_logprobs", body.top_logprobs, f"0 unless include has {_LOGPROBS!r}")
 

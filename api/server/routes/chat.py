@@ -1,6 +1,7 @@
 """/v1/chat/completions: answers to conversations."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from time import time
 from typing import Any
 
@@ -13,11 +14,18 @@ from ....scheduler import FinishReason
 from ...handlers import ReasoningSplitter
 from ..errors import ApiError
 from ..generation import Generation, finish_name
-from ..logprobs import chat_logprobs, prompt_logprobs
+from ..logprobs import chat_logprobs, prompt_logprobs, prompt_logprobs_in_chunk
 from ..reasoning import next_piece
-from ..sampling import Caller, check_max_tokens, request_options, sampling_params, shortened
+from ..sampling import (
+    Caller,
+    check_max_tokens,
+    check_stream_options,
+    request_options,
+    sampling_params,
+    shortened,
+)
 from ..schemas.chat import AssistantMessage, ChatChoice, ChatCompletion, ChatRequest
-from ..schemas.chunks import ChatChunk, ChatChunkChoice, ChatDelta, usage_chunk
+from ..schemas.chunks import ChatChunk, ChatChunkChoice, ChatDelta
 from ..schemas.common import FinishName
 from ..service import ModelService, Target
 from ..sse import DONE, TextEvent, event
@@ -31,6 +39,7 @@ from .context import (
     target_of,
     tell,
     told_as,
+    usage_in_chunk,
 )
 
 router = APIRouter(tags=["OpenAI"])
@@ -59,10 +68,7 @@ async def start_chat(
     Raises:
         MillstreamError: the conversation or a field is refused, or too much is queued.
     """
-    if body.stream_options is not None and not body.stream:
-        raise InvalidArgument(
-            "stream_options", body.stream_options.model_dump(exclude_unset=True), "null without stream"
-        )
+    check_stream_options(body)
     if body.top_logprobs and not body.logprobs:
         raise InvalidArgument("top_logprobs", body.top_logprobs, "0 unless logprobs is true")
     if body.echo and not body.continue_final_message:
@@ -131,11 +137,14 @@ class ChatAnswer:
             handler.reasoning(generation.prompts[0]) for _ in generation.queues
         ]
         self._with_reasoning = body.include_reasoning is not False
-        self._text_events: dict[int, TextEvent] = {}
         self._only_text = not (
             body.logprobs or body.return_token_ids or continuous_usage(body.stream_options)
         )
         """Whether the events between the first and the last of a choice have nothing but text to tell."""
+        self._text_events = [
+            TextEvent(partial(self._text_event, index))
+            for index in range(len(generation.queues) if body.stream and self._only_text else 0)
+        ]
 
     async def completion(self) -> ChatCompletion:
         """The whole answer.
@@ -215,7 +224,7 @@ class ChatAnswer:
         reasoning = piece.reasoning if self._with_reasoning else ""
         ended = piece.elements.finish_reason is not None
         if content and self._only_text and not (reasoning or ended):
-            return self._text_event(piece.index)(content)
+            return self._text_events[piece.index](content)
         if not (content or reasoning or ended or body.logprobs or body.return_token_ids):
             return None
         delta = ChatDelta(
@@ -224,15 +233,8 @@ class ChatAnswer:
         )
         return self._chunk(piece.index, delta, piece.elements)
 
-    def _text_event(self, index: int) -> TextEvent:
-        made = self._text_events.get(index)
-        if made is None:
-
-            def encode(text: str) -> bytes:
-                return event(self._event((ChatChunkChoice(index, ChatDelta(content=text), None, None),)))
-
-            made = self._text_events[index] = TextEvent(encode)
-        return made
+    def _text_event(self, index: int, text: str) -> bytes:
+        return event(self._event((ChatChunkChoice(index, ChatDelta(content=text), None, None),)))
 
     def _chunk(self, index: int, delta: ChatDelta, elements: GeneratedElements | None = None) -> bytes:
         logprobs: dict[str, Any] | None = None
@@ -253,20 +255,14 @@ class ChatAnswer:
     def _event(
         self, choices: tuple[ChatChunkChoice, ...], *, usage: bool = False, first: bool = False
     ) -> ChatChunk:
-        options = self._body.stream_options
-        counted: Any = msgspec.UNSET
-        if options is not None and (options.include_usage or options.continuous_usage_stats):
-            counted = usage_chunk(self.generation.usage()) if usage or continuous_usage(options) else None
+        counted = usage_in_chunk(self.generation, self._body.stream_options, at_end=usage)
         prompt_ids: Any = msgspec.UNSET
         scores: Any = msgspec.UNSET
         if first and self._body.return_token_ids:
             prompt_ids = list(self.generation.prompts[0])
         if first and self._body.prompt_logprobs is not None:
             entries = self.generation.queues[0].prompt_logprobs
-            scores = [
-                row and {token: entry.model_dump() for token, entry in row.items()}
-                for row in prompt_logprobs(self._tokenizer, self.generation.prompts[0], entries)
-            ]
+            scores = prompt_logprobs_in_chunk(self._tokenizer, self.generation.prompts[0], entries)
         return ChatChunk(
             self.id,
             "chat.completion.chunk",

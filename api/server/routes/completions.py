@@ -1,6 +1,7 @@
 """/v1/completions: continuations of prompts."""
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from time import time
 from typing import Any
 
@@ -12,14 +13,31 @@ from ....errors import InvalidArgument
 from ....scheduler import FinishReason
 from ..errors import ApiError
 from ..generation import Generation, finish_name
-from ..logprobs import CompletionTable, joined, prompt_logprobs
-from ..sampling import Caller, check_max_tokens, request_options, sampling_params, shortened
-from ..schemas.chunks import CompletionChunk, CompletionChunkChoice, usage_chunk
+from ..logprobs import CompletionTable, joined, prompt_logprobs, prompt_logprobs_in_chunk
+from ..sampling import (
+    Caller,
+    check_max_tokens,
+    check_stream_options,
+    request_options,
+    sampling_params,
+    shortened,
+)
+from ..schemas.chunks import CompletionChunk, CompletionChunkChoice
 from ..schemas.common import FinishName
 from ..schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from ..service import ModelService, Target, encode
 from ..sse import DONE, TextEvent, event
-from .context import AskedBy, Config, Service, continuous_usage, new_id, target_of, tell, told_as
+from .context import (
+    AskedBy,
+    Config,
+    Service,
+    continuous_usage,
+    new_id,
+    target_of,
+    tell,
+    told_as,
+    usage_in_chunk,
+)
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -49,10 +67,7 @@ async def start_completion(
     Raises:
         MillstreamError: a prompt or a field is refused, or too much is queued.
     """
-    if body.stream_options is not None and not body.stream:
-        raise InvalidArgument(
-            "stream_options", body.stream_options.model_dump(exclude_unset=True), "null without stream"
-        )
+    check_stream_options(body)
     if body.max_tokens == 0 and not body.echo:
         raise InvalidArgument("max_tokens", 0, "1 or more without echo")
     prompts = await _prompts(body, target)
@@ -101,7 +116,6 @@ class CompletionAnswer:
         self._tokenizer = generation.target.served.tokenizer
         self._tables = [CompletionTable(self._tokenizer) for _ in generation.queues]
         self._without_output = body.max_tokens == 0
-        self._text_events: dict[int, TextEvent] = {}
         self._only_text = not (
             self._without_output
             or body.logprobs is not None
@@ -109,6 +123,10 @@ class CompletionAnswer:
             or continuous_usage(body.stream_options)
         )
         """Whether the events between the first and the last of a choice have nothing but text to tell."""
+        self._text_events = [
+            TextEvent(partial(self._text_event, index))
+            for index in range(len(generation.queues) if body.stream and self._only_text else 0)
+        ]
 
     async def completion(self) -> Completion:
         """The whole answer.
@@ -172,10 +190,11 @@ class CompletionAnswer:
                     self.generation.require_success(self.generation.queues[index])
                 first = index not in begun
                 if self._only_text and not first and elements.text and elements.finish_reason is None:
-                    yield self._text_event(index)(elements.text)
+                    yield self._text_events[index](elements.text)
                     continue
                 begun.add(index)
-                if first or elements.text or elements.finish_reason or self._body.logprobs is not None:
+                about_tokens = self._body.logprobs is not None or self._body.return_token_ids
+                if first or elements.text or elements.finish_reason or about_tokens:
                     yield self._chunk(index, elements, first)
         except ApiError as error:
             yield b"data: " + error.body() + b"\n\n"
@@ -184,15 +203,8 @@ class CompletionAnswer:
                 yield event(self._event((), usage=True))
         yield DONE
 
-    def _text_event(self, index: int) -> TextEvent:
-        made = self._text_events.get(index)
-        if made is None:
-
-            def encode(text: str) -> bytes:
-                return event(self._event((CompletionChunkChoice(index, text, None, None),)))
-
-            made = self._text_events[index] = TextEvent(encode)
-        return made
+    def _text_event(self, index: int, text: str) -> bytes:
+        return event(self._event((CompletionChunkChoice(index, text, None, None),)))
 
     def _chunk(self, index: int, elements: GeneratedElements, first: bool) -> bytes:
         text, rows = self._echo(index) if first else ("", None)
@@ -214,8 +226,8 @@ class CompletionAnswer:
             prompt_ids = list(self.generation.prompt_of(index)) if first else msgspec.UNSET
         if first and self._body.prompt_logprobs is not None and index % self.generation.samples == 0:
             entries = self.generation.queues[index].prompt_logprobs
-            table = prompt_logprobs(self._tokenizer, self.generation.prompt_of(index), entries)
-            scores = [row and {token: entry.model_dump() for token, entry in row.items()} for row in table]
+            prompt = self.generation.prompt_of(index)
+            scores = prompt_logprobs_in_chunk(self._tokenizer, prompt, entries)
         choice = CompletionChunkChoice(
             index,
             text,
@@ -229,10 +241,7 @@ class CompletionAnswer:
         return event(self._event((choice,)))
 
     def _event(self, choices: tuple[CompletionChunkChoice, ...], *, usage: bool = False) -> CompletionChunk:
-        options = self._body.stream_options
-        counted: Any = msgspec.UNSET
-        if options is not None and (options.include_usage or options.continuous_usage_stats):
-            counted = usage_chunk(self.generation.usage()) if usage or continuous_usage(options) else None
+        counted = usage_in_chunk(self.generation, self._body.stream_options, at_end=usage)
         return CompletionChunk(
             self.id, "text_completion", self.created, self.generation.target.name, choices, counted
         )

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from secrets import token_hex
 from typing import Annotated, Any, Protocol, TypeVar
 
+import msgspec
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
@@ -12,6 +13,7 @@ from ..config import ServerConfig
 from ..generation import Generation
 from ..keys import Tenant
 from ..sampling import Caller, header_timeout
+from ..schemas.chunks import UsageSoFar, usage_chunk
 from ..schemas.common import ErrorBody, StreamOptions
 from ..service import ModelService, ServedModel, Target
 from ..sse import EventStream, Hangup
@@ -54,7 +56,7 @@ async def caller_of(request: Request) -> Caller:
     state = request.scope.get("state", {})
     config = await config_of(request)
     timeout = header_timeout(request.headers.get("x-request-timeout"), config.request_timeout)
-    return Caller(state.get("tenant", Tenant()), state.get("request_id", ""), timeout)
+    return Caller(state.get("tenant", Tenant()), timeout)
 
 
 # As coroutines: FastAPI calls plain functions in a thread, which takes longer than all of the routing.
@@ -135,6 +137,15 @@ def told_as(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 def continuous_usage(options: StreamOptions | None) -> bool:
     """Whether every event of the stream is to count the tokens so far."""
     return options is not None and bool(options.continuous_usage_stats)
+
+
+def usage_in_chunk(
+    generation: Generation, options: StreamOptions | None, *, at_end: bool = False
+) -> UsageSoFar | msgspec.UnsetType | None:
+    """The `usage` of an event: the tokens so far where it is to count them, else null, or left out."""
+    if options is None or not (options.include_usage or options.continuous_usage_stats):
+        return msgspec.UNSET
+    return usage_chunk(generation.usage()) if at_end or options.continuous_usage_stats else None
 
 
 def new_id(prefix: str) -> str:

@@ -84,16 +84,3 @@ def until():
                 await asyncio.sleep(0.002)
 
     return wait
-
-
-@pytest.fixture
-def question():
-    return [{"role": "user", "content": "What does os.path.join do?"}]
-
-
-@pytest.fixture
-def answer():
-    return (
-        "os.path.join: Join two or more pathname components, inserting '/' as needed. If any component is an "
-        "absolute path, all previous path components will be discarded."
-    )

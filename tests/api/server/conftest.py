@@ -113,16 +113,3 @@ CHAT = (
 @pytest.fixture
 def chat_template():
     return CHAT
-
-
-@pytest.fixture
-def question():
-    return [{"role": "user", "content": "What does os.path.join do?"}]
-
-
-@pytest.fixture
-def answer():
-    return (
-        "os.path.join: Join two or more pathname components, inserting '/' as needed. If any component is an "
-        "absolute path, all previous path components will be discarded."
-    )

@@ -136,3 +136,12 @@ async def test_the_cache_is_apart_by_salt(serve, fake):
         assert await cached() == 48
         assert await cached(cache_salt="mine") == 0
         assert await cached(cache_salt="mine") == 48
+
+
+async def test_streamed_token_ids_are_all_there_though_they_have_no_text_yet(serve):
+    async with serve() as server:
+        first, *_ = (await server.post("/tokenize", prompt="✓", add_special_tokens=False)).json()["tokens"]
+        fields = {"prompt": "os", "max_tokens": 12, "allowed_token_ids": [first], "return_token_ids": True}
+        chunks = parsed(await server.events("/v1/completions", **fields))
+        ids = [i for chunk in chunks for choice in chunk["choices"] for i in choice["token_ids"]]
+        assert ids == [first] * 12
