@@ -9,7 +9,9 @@ in 12 bits, without loss, where they can be (csrc/linear_bf12.cpp).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..hardware import cpu_features
@@ -145,17 +147,22 @@ class NativeLinear:
         import torch
 
         functions = load(level)
+        multiply: dict[int, Callable[..., None]] = {4: functions.linear_int4, 8: functions.linear_int8}
+        if weights.bits > 8:
+            multiply = {12: functions.linear_bf12, 16: functions.linear_bf16}
         self._torch = torch
         self._weights = weights
-        self._is_float = weights.bits > 8
-        if self._is_float:
-            self._multiply_floats = functions.linear_bf12 if weights.bits == 12 else functions.linear_bf16
-        else:
-            self._multiply = functions.linear_int8 if weights.bits == 8 else functions.linear_int4
+        self._multiply = multiply[weights.bits]
         self._out_dtype = out_dtype
         self._to_bf16 = int(out_dtype == torch.bfloat16)
+        scales = (weights.scales.data_ptr(),) if weights.bits <= 8 else ()
         bias = 0 if weights.bias is None else weights.bias.data_ptr()
-        self._addresses = (weights.packed.data_ptr(), weights.scales.data_ptr(), bias, weights.kind)
+        self._addresses = (weights.packed.data_ptr(), *scales, bias, weights.kind)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers in a row of the result."""
+        return self._weights.outputs
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, inputs] -> [T, outputs]."""
@@ -165,27 +172,16 @@ class NativeLinear:
 
     def write(self, x: Tensor, y: Tensor) -> None:
         """Fill `y` [T, outputs], which is contiguous and of the layer's output type."""
+        self.call(x if x.stride(1) == 1 else x.contiguous(), y)()
+
+    def call(self, x: Tensor, y: Tensor) -> Callable[[], None]:
+        """`write`, whenever called; rows of `x` are dense."""
         weights = self._weights
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        if self._is_float:
-            packed, _, bias, kind = self._addresses
-            self._multiply_floats(
-                self._to_bf16,
-                x.data_ptr(),
-                x.stride(0),
-                x.shape[0],
-                weights.inputs,
-                packed,
-                bias,
-                kind,
-                y.data_ptr(),
-                weights.outputs,
-                weights.outputs,
-            )
-            return
-        self._multiply(
-            int(x.dtype == self._torch.bfloat16),
+        # Layers of 12 and 16 bits are not asked what they take.
+        takes = () if weights.bits > 8 else (int(x.dtype == self._torch.bfloat16),)
+        return partial(
+            self._multiply,
+            *takes,
             self._to_bf16,
             x.data_ptr(),
             x.stride(0),

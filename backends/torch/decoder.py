@@ -1,51 +1,22 @@
 """NativeDecoder: one dense decoder for all families of the table, over packed ragged batches."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...errors import WorkerError
-from .config import DecoderConfig, LayerConfig
+from .config import DecoderConfig
+from .decode_program import DecodeProgram, DecodePrograms, native_layers
+from .decoder_layer import DecoderLayer, make_layer
 from .inputs import StepInputs
-from .kernels import Activation, Kernels, KVStep, PagedKV
-from .linear import HEAD_BITS, Head, Linear, LinearMaker, is_packed, linear_bytes
+from .kernels import Kernels, KVStep, PagedKV
+from .linear import HEAD_BITS, Head, LinearMaker, is_packed, linear_bytes
 from .model import StepOutputs
+from .native_cache import NativePagedKV
+from .native_kernels import NativeKernels
 from .quantisation import BITS
 from .rope import RotaryTable
-from .weights import DecoderWeights, LayerWeights, layer_shapes
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    config: LayerConfig
-    qkv: Linear
-    output: Linear
-    gated: Linear
-    down: Linear
-    before_attention: Tensor | None
-    after_attention: Tensor | None
-    before_mlp: Tensor | None
-    after_mlp: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-
-
-def _make_layer(config: LayerConfig, weights: LayerWeights, maker: LinearMaker, kind: Activation) -> _Layer:
-    return _Layer(
-        config,
-        qkv=maker.linear(weights.qkv),
-        output=maker.linear(weights.output),
-        gated=maker.gated(weights.gate_up, kind),
-        down=maker.linear(weights.down),
-        before_attention=weights.before_attention,
-        after_attention=weights.after_attention,
-        before_mlp=weights.before_mlp,
-        after_mlp=weights.after_mlp,
-        query_norm=weights.query_norm,
-        key_norm=weights.key_norm,
-    )
+from .weights import DecoderWeights, layer_shapes
 
 
 class NativeDecoder:
@@ -72,10 +43,18 @@ class NativeDecoder:
         if config.has_head:
             self._head = maker.head(self._embedding if config.tied_head else weights.head())
         self._layers = [
-            _make_layer(layer, layer_weights, maker, config.activation)
+            make_layer(layer, layer_weights, maker, config.activation)
             for layer, layer_weights in zip(config.layers, weights.layers(), strict=True)
         ]
         self._final_norm = weights.final_norm()
+        self._programs = self._make_programs()
+
+    def _make_programs(self) -> DecodePrograms | None:
+        """None where a part of a decode step is not native."""
+        kernels, kv, layers = self._kernels, self._kv, native_layers(self._layers)
+        if layers is None or not isinstance(kernels, NativeKernels) or not isinstance(kv, NativePagedKV):
+            return None
+        return DecodePrograms(self._config, layers, self._final_norm, kernels, kv)
 
     @property
     def hidden_size(self) -> int:
@@ -85,13 +64,14 @@ class NativeDecoder:
     @torch.inference_mode()
     def forward(self, inputs: StepInputs) -> StepOutputs:
         """See `PagedModel`."""
+        program = None if self._programs is None else self._programs.find(inputs)
+        if program is not None:
+            return self._run(program, inputs)
         num_logits = len(inputs.logit_rows)
         rows = inputs.logit_rows
         if len(inputs.state_rows):
             rows = torch.cat((rows, inputs.state_rows))
-        x = F.embedding(inputs.token_ids, self._embedding)
-        if self._embedding_scale != 1.0:
-            x *= self._embedding_scale
+        x = self._embed(inputs)
         step = self._kv.step(inputs)
         rotary = [rope.at(inputs.positions) for rope in self._ropes]
         last = len(self._layers) - 1
@@ -108,6 +88,21 @@ class NativeDecoder:
             h = self._join(x, delta, self._final_norm if i == last else self._layers[i + 1].before_attention)
         logits = self._logits(h[:num_logits]) if num_logits else self._no_logits()
         return StepOutputs(logits, h[num_logits:])
+
+    def _run(self, program: DecodeProgram, inputs: StepInputs) -> StepOutputs:
+        program.memory.x.copy_(self._embed(inputs))
+        for rope, (cos, sin) in zip(self._ropes, program.memory.rotary, strict=True):
+            found = rope.at(inputs.positions)
+            cos.copy_(found[0])
+            sin.copy_(found[1])
+        h = program.run(inputs)
+        return StepOutputs(self._logits(h), h[:0])
+
+    def _embed(self, inputs: StepInputs) -> Tensor:
+        x = F.embedding(inputs.token_ids, self._embedding)
+        if self._embedding_scale != 1.0:
+            x *= self._embedding_scale
+        return x
 
     def _no_logits(self) -> Tensor:
         return torch.empty(0, self._config.vocab_size, device=self._embedding.device)
@@ -127,7 +122,7 @@ class NativeDecoder:
         return self._kernels.add_rms_norm(x, delta, norm, self._config.norm_eps)
 
     def _attention(
-        self, h: Tensor, i: int, layer: _Layer, step: KVStep, turn: tuple[Tensor, Tensor] | None
+        self, h: Tensor, i: int, layer: DecoderLayer, step: KVStep, turn: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         config = self._config
         heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -147,7 +142,7 @@ class NativeDecoder:
         whole = part if norm.shape[0] == part.shape[-1] else part.flatten(1)
         self._kernels.rms_norm_(whole, norm, self._config.norm_eps)
 
-    def _mlp(self, h: Tensor, layer: _Layer) -> Tensor:
+    def _mlp(self, h: Tensor, layer: DecoderLayer) -> Tensor:
         return layer.down(layer.gated(h))
 
     def _logits(self, h: Tensor) -> Tensor:

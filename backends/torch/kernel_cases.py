@@ -24,7 +24,8 @@ from .decoder import NativeDecoder
 from .inputs import StepInputs
 from .kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
 from .linear import GATED_KINDS
-from .native_kernels import NativeKernels, NativePagedKV, make_kernels
+from .native_cache import NativePagedKV
+from .native_kernels import NativeKernels, make_kernels
 from .weights import DecoderWeights
 
 CPU = torch.device("cpu")

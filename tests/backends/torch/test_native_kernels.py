@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from millstream.backends.torch.kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
-from millstream.backends.torch.native_kernels import NativeKernels, NativePagedKV, make_kernels
+from millstream.backends.torch.native_cache import NativePagedKV
+from millstream.backends.torch.native_kernels import NativeKernels, make_kernels
 from millstream.backends.torch.torch_kernels import TorchKernels, TorchPagedKV
 
 from .driver import LEVELS
