@@ -159,8 +159,12 @@ class Sampler:
 
     def _sample(self, logits: Tensor, seqs: Ints) -> SampleResult:
         greedy, penalised, asked = self._greedy[seqs], self._has_penalties[seqs], self._wants_logprobs[seqs]
-        values, rows, chosen, peaks = self._fetch(logits, ~greedy | penalised | asked)
+        special = ~greedy | penalised | asked
+        values, rows, chosen, peaks = self._fetch(logits, special)
         finite = np.isfinite(peaks)
+        if finite.all() and not special.any():
+            self._positions[seqs] += 1
+            return SampleResult(chosen.tolist(), {}, {})
         done = finite.copy()
         picks = np.flatnonzero(finite & ~penalised & ~greedy)
         if picks.size:

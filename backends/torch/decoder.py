@@ -1,7 +1,6 @@
 """NativeDecoder: one dense decoder for all families of the table, over packed ragged batches."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...errors import WorkerError
@@ -90,16 +89,14 @@ class NativeDecoder:
         return StepOutputs(logits, h[num_logits:])
 
     def _run(self, program: DecodeProgram, inputs: StepInputs) -> StepOutputs:
-        program.memory.x.copy_(self._embed(inputs))
+        self._embed(inputs, program.memory.x)
         for rope, (cos, sin) in zip(self._ropes, program.memory.rotary, strict=True):
-            found = rope.at(inputs.positions)
-            cos.copy_(found[0])
-            sin.copy_(found[1])
+            rope.write(inputs.positions, cos, sin)
         h = program.run(inputs)
         return StepOutputs(self._logits(h), h[:0])
 
-    def _embed(self, inputs: StepInputs) -> Tensor:
-        x = F.embedding(inputs.token_ids, self._embedding)
+    def _embed(self, inputs: StepInputs, into: Tensor | None = None) -> Tensor:
+        x = torch.index_select(self._embedding, 0, inputs.token_ids, out=into)
         if self._embedding_scale != 1.0:
             x *= self._embedding_scale
         return x

@@ -43,9 +43,19 @@ class RotaryTable:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, 2 n] float32 of positions [T]; the first half of the sines is negated."""
+        shape = len(positions), 2 * len(self._frequencies)
+        cos, sin = (torch.empty(shape, device=positions.device) for _ in range(2))
+        self.write(positions, cos, sin)
+        return cos, sin
+
+    def write(self, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """`at`, into `cos` and `sin`."""
+        n = len(self._frequencies)
         angles = positions[:, None].float() * self._frequencies
-        cos, sin = angles.cos(), angles.sin()
+        torch.cos(angles, out=cos[:, :n])
+        torch.sin(angles, out=sin[:, n:])
         if self._magnitude != 1.0:
-            cos *= self._magnitude
-            sin *= self._magnitude
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+            cos[:, :n] *= self._magnitude
+            sin[:, n:] *= self._magnitude
+        cos[:, n:] = cos[:, :n]
+        torch.neg(sin[:, n:], out=sin[:, :n])
