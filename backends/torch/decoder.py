@@ -5,7 +5,6 @@ from torch import Tensor
 
 from ...errors import WorkerError
 from .config import DecoderConfig
-from .decode_program import DecodeProgram, DecodePrograms, native_layers
 from .decoder_layer import DecoderLayer, make_layer
 from .inputs import StepInputs
 from .kernels import Kernels, KVStep, PagedKV
@@ -15,6 +14,7 @@ from .native_cache import NativePagedKV
 from .native_kernels import NativeKernels
 from .quantisation import BITS
 from .rope import RotaryTable
+from .step_program import StepProgram, StepPrograms, native_layers
 from .weights import DecoderWeights, layer_shapes
 
 
@@ -48,12 +48,12 @@ class NativeDecoder:
         self._final_norm = weights.final_norm()
         self._programs = self._make_programs()
 
-    def _make_programs(self) -> DecodePrograms | None:
-        """None where a part of a decode step is not native."""
+    def _make_programs(self) -> StepPrograms | None:
+        """None where a part of a step is not native."""
         kernels, kv, layers = self._kernels, self._kv, native_layers(self._layers)
         if layers is None or not isinstance(kernels, NativeKernels) or not isinstance(kv, NativePagedKV):
             return None
-        return DecodePrograms(self._config, layers, self._final_norm, kernels, kv)
+        return StepPrograms(self._config, layers, self._final_norm, kernels, kv)
 
     @property
     def hidden_size(self) -> int:
@@ -63,9 +63,12 @@ class NativeDecoder:
     @torch.inference_mode()
     def forward(self, inputs: StepInputs) -> StepOutputs:
         """See `PagedModel`."""
-        program = None if self._programs is None else self._programs.find(inputs)
-        if program is not None:
-            return self._run(program, inputs)
+        if self._programs is None:
+            return self._compute(inputs)
+        return self._run(self._programs.find(inputs), inputs)
+
+    def _compute(self, inputs: StepInputs) -> StepOutputs:
+        """A step, layer by layer, on any kernels."""
         num_logits = len(inputs.logit_rows)
         rows = inputs.logit_rows
         if len(inputs.state_rows):
@@ -88,12 +91,15 @@ class NativeDecoder:
         logits = self._logits(h[:num_logits]) if num_logits else self._no_logits()
         return StepOutputs(logits, h[num_logits:])
 
-    def _run(self, program: DecodeProgram, inputs: StepInputs) -> StepOutputs:
+    def _run(self, program: StepProgram, inputs: StepInputs) -> StepOutputs:
+        """The same on native ones."""
         self._embed(inputs, program.memory.x)
         for rope, (cos, sin) in zip(self._ropes, program.memory.rotary, strict=True):
             rope.write(inputs.positions, cos, sin)
         h = program.run(inputs)
-        return StepOutputs(self._logits(h), h[:0])
+        num_logits = len(inputs.logit_rows)
+        logits = self._logits(h[:num_logits]) if num_logits else self._no_logits()
+        return StepOutputs(logits, h[num_logits:].clone())
 
     def _embed(self, inputs: StepInputs, into: Tensor | None = None) -> Tensor:
         x = torch.index_select(self._embedding, 0, inputs.token_ids, out=into)

@@ -6,12 +6,12 @@ import torch
 from transformers import PretrainedConfig
 
 from ..worker import WorkerConfig
-from .decode_program import MOST_ROWS
 from .kernels import KVShape
 from .native_cache import attends_natively, scratch_bytes
 from .native_kernels import NativeKernels, make_kernels
 from .padding import GROUP_TOKENS
 from .prompt_scores import MAX_ROWS
+from .step_program import KEPT_ROWS
 from .torch_kernels import GROUP_BYTES, MAX_SCORES
 
 _FLOAT = 4
@@ -36,8 +36,8 @@ def activation_bytes(
     per_token = 3 * hidden * size + 2 * hidden * _FLOAT + max(attention, mlp)
     # The head's output, its float32 copy, and the sampler's.
     logits = (config.max_num_seqs + MAX_ROWS) * vocab * (size + 2 * _FLOAT)
-    # Beside a step's own memory there is what prepared decode steps keep.
-    tokens = config.max_num_batched_tokens + MOST_ROWS
+    # Beside a step's own memory there is that of kept programs.
+    tokens = config.max_num_batched_tokens + KEPT_ROWS
     return tokens * per_token + logits + _attention_bytes(text, shapes, config, dtype)
 
 

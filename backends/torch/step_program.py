@@ -1,28 +1,32 @@
-"""DecodePrograms: decode steps as lists of native calls, made once and run for every token.
+"""StepPrograms: steps as lists of native calls over memory that stays; those of decode steps are kept.
 
-A step of few sequences takes a few milliseconds, most of them spent on reading the weights. Making tensors,
-asking for their addresses and passing them on, for some two hundred kernels, takes a millisecond or two more:
+A decode step of few sequences takes a few milliseconds, most of them spent on reading the weights. To make
+tensors, ask for their addresses and pass them on would take one or two more, for some two hundred kernels:
 the caches then hold weights instead of the interpreter's own data. Nothing of it depends on the tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ..native.linear import NativeLinear
+from ..native.pages import reserve
 from .config import DecoderConfig
 from .decoder_layer import DecoderLayer
 from .inputs import StepInputs
 from .native_cache import NativeKVStep, NativePagedKV
 from .native_kernels import NativeKernels
 
-MOST_ROWS = 64
-"""Sequences of the largest step that has a program: with more of them it would save next to nothing."""
+KEPT_ROWS = 64
+"""Sequences of the largest decode step whose program is kept: with more it would save next to nothing."""
 LEAST_COLUMNS = 64
-"""Blocks per sequence that a program provides for at least."""
+"""Blocks per sequence that a kept program provides for at least."""
+_ROWS = 256
+"""The memory of other steps grows by so many rows."""
 
 Call = Callable[[], object]
 """A kernel with the addresses that it reads and writes."""
@@ -75,15 +79,22 @@ class StepMemory:
     def allocate(cls, config: DecoderConfig, dtype: torch.dtype, rows: int) -> "StepMemory":
         """Memory of unknown content."""
         hidden, heads, dim = config.hidden_size, config.num_heads, config.head_dim
+
+        def floats(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+            return reserve(rows * prod(shape) * kind.itemsize).view(kind).view(rows, *shape)
+
         return cls(
-            x=torch.empty(rows, hidden, dtype=dtype),
-            h=torch.empty(rows, hidden, dtype=dtype),
-            delta=torch.empty(rows, hidden, dtype=dtype),
-            qkv=torch.empty(rows, heads + 2 * config.num_kv_heads, dim, dtype=dtype),
-            attended=torch.empty(rows, heads, dim, dtype=dtype),
-            gated=torch.empty(rows, config.intermediate_size, dtype=dtype),
+            x=floats(hidden),
+            h=floats(hidden),
+            delta=floats(hidden),
+            qkv=floats(heads + 2 * config.num_kv_heads, dim),
+            attended=floats(heads, dim),
+            gated=floats(config.intermediate_size),
             rotary=tuple(
-                (torch.empty(rows, 2 * len(rope.frequencies)), torch.empty(rows, 2 * len(rope.frequencies)))
+                (
+                    floats(2 * len(rope.frequencies), kind=torch.float32),
+                    floats(2 * len(rope.frequencies), kind=torch.float32),
+                )
                 for rope in config.ropes
             ),
         )
@@ -102,12 +113,12 @@ class StepMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeProgram:
+class StepProgram:
     """All layers of a step: from `memory.x` and `memory.rotary` to `out`, the normed hidden states."""
 
     memory: StepMemory
     step: NativeKVStep
-    calls: tuple[Call, ...]
+    calls: Sequence[Call]
     out: Tensor
 
     def run(self, inputs: StepInputs) -> Tensor:
@@ -118,8 +129,8 @@ class DecodeProgram:
         return self.out
 
 
-class DecodePrograms:
-    """The programs of a decoder, one per number of sequences, all in the same memory."""
+class StepPrograms:
+    """The programs of a decoder's steps; two of them never run at the same time."""
 
     def __init__(
         self,
@@ -134,39 +145,51 @@ class DecodePrograms:
         self._final_norm = final_norm
         self._kernels = kernels
         self._kv = kv
-        self._memory = StepMemory.allocate(config, kv.dtype, MOST_ROWS)
-        self._programs: dict[int, DecodeProgram] = {}
+        self._kept: dict[int, StepProgram] = {}
+        """By the number of sequences, of decode steps that want the logits of them all."""
+        self._kept_memory = StepMemory.allocate(config, kv.dtype, KEPT_ROWS)
+        self._memory = StepMemory.allocate(config, kv.dtype, 0)
 
-    def find(self, inputs: StepInputs) -> DecodeProgram | None:
-        """The program for a step of few sequences that have a token each and want its logits; else None."""
-        rows = len(inputs.context_lengths)
-        if rows > MOST_ROWS or inputs.query_starts[-1] != rows or len(inputs.logit_rows) != rows:
-            return None
+    def find(self, inputs: StepInputs) -> StepProgram:
+        """The program of a step. What it gives lies in memory that the next step uses again."""
+        tokens, (slices, columns) = inputs.query_starts[-1], inputs.block_tables.shape
+        rows = inputs.logit_rows
         if len(inputs.state_rows):
-            return None
-        columns = inputs.block_tables.shape[1]
-        program = self._programs.get(rows)
+            rows = torch.cat((rows, inputs.state_rows))
+        elif slices == tokens == len(rows) <= KEPT_ROWS:
+            return self._keep(slices, columns)
+        if tokens > len(self._memory.x):
+            self._memory = StepMemory.allocate(self._config, self._kv.dtype, -(-tokens // _ROWS) * _ROWS)
+        step = NativeKVStep(self._kv, slices, tokens, columns)
+        return self._make(step, self._memory.first(tokens), rows)
+
+    def _keep(self, slices: int, columns: int) -> StepProgram:
+        program = self._kept.get(slices)
         if program is None or program.step.columns < columns:
             # Twice as many: a long sequence has its program made anew a few times in its life.
-            program = self._programs[rows] = self._make(rows, max(LEAST_COLUMNS, 2 * columns))
+            step = NativeKVStep(self._kv, slices, slices, max(LEAST_COLUMNS, 2 * columns))
+            program = self._kept[slices] = self._make(step, self._kept_memory.first(slices), None)
         return program
 
-    def _make(self, rows: int, columns: int) -> DecodeProgram:
-        memory = self._memory.first(rows)
-        step = NativeKVStep(self._kv, rows, rows, columns)
+    def _make(self, step: NativeKVStep, memory: StepMemory, rows: Tensor | None) -> StepProgram:
+        """`rows`: whose hidden states are wanted; None: those of all."""
+        whole = memory
         calls: list[Call] = []
-        norms = [native.layer.before_attention for native in self._layers]
-        h = memory.x if norms[0] is None else memory.h
-        if norms[0] is not None:
-            calls.append(self._kernels.norm_call(memory.x, norms[0], self._config.norm_eps, h))
-        for i, (native, following) in enumerate(
-            zip(self._layers, [*norms[1:], self._final_norm], strict=True)
-        ):
+        first, *norms = (native.layer.before_attention for native in self._layers)
+        h = memory.x if first is None else memory.h
+        if first is not None:
+            calls.append(self._kernels.norm_call(memory.x, first, self._config.norm_eps, h))
+        norms.append(self._final_norm)
+        for i, (native, following) in enumerate(zip(self._layers, norms, strict=True)):
             calls += self._attention(i, native, memory, step, h)
+            if rows is not None and native is self._layers[-1]:
+                if not len(rows):
+                    return StepProgram(whole, step, calls, memory.x[:0])
+                memory = _select(calls, memory, rows)
             h = self._join(calls, memory, native.layer.after_attention, native.layer.before_mlp)
             calls += (native.gated.call(h, memory.gated), native.down.call(memory.gated, memory.delta))
             h = self._join(calls, memory, native.layer.after_mlp, following)
-        return DecodeProgram(memory, step, tuple(calls), h)
+        return StepProgram(whole, step, calls, h)
 
     def _attention(
         self, i: int, native: NativeLayer, memory: StepMemory, step: NativeKVStep, h: Tensor
@@ -200,3 +223,12 @@ class DecodePrograms:
             return x
         calls.append(self._kernels.add_norm_call(x, delta, following, eps, memory.h))
         return memory.h
+
+
+def _select(calls: list[Call], memory: StepMemory, rows: Tensor) -> StepMemory:
+    """Go on with some rows of the residual stream and of what is added to it."""
+    few = memory.first(len(rows))
+    few = replace(few, x=torch.empty_like(few.x), delta=torch.empty_like(few.delta))
+    calls.append(partial(torch.index_select, memory.x, 0, rows, out=few.x))
+    calls.append(partial(torch.index_select, memory.delta, 0, rows, out=few.delta))
+    return few
