@@ -1,14 +1,13 @@
 """llama.cpp as Python finds it: imported once, silent on the terminal, its log lines in Python's logging."""
 
-import importlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from ...errors import NotSupported
+from ..openmp import import_with_openmp
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 """ggml_log_level to logging's; 5 goes on with the line before."""
@@ -58,11 +57,8 @@ class _Library:
     """The module, and what must live as long as llama.cpp may call it."""
 
     def __init__(self) -> None:
-        # libgomp reads this when it is loaded; backends/torch says what it is good for.
-        if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-            os.environ["GOMP_SPINCOUNT"] = "1000"
         try:
-            self.api: Any = importlib.import_module("llama_cpp.llama_cpp")
+            self.api: Any = import_with_openmp("llama_cpp.llama_cpp")
         except ImportError as error:
             raise NotSupported(
                 "GGUF models need llama-cpp-python, which is not installed: "

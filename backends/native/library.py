@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InvalidArgument
 from ..hardware import find_compiler
+from ..openmp import import_with_openmp
 
 if TYPE_CHECKING:
     from ._kernels import Functions
@@ -21,8 +22,7 @@ class Missing:
 
 def levels() -> tuple[str, ...] | Missing:
     """Levels that were built and that this CPU can run, the fastest one first; never empty."""
-    import torch  # noqa: F401  (its OpenMP runtime comes first and is shared)
-
+    import_with_openmp("torch")  # its OpenMP runtime is shared
     try:
         from . import _kernels
     except ImportError as error:

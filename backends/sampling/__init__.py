@@ -1,5 +1,9 @@
 """The one sampler of all workers: from rows of logits to token ids."""
 
-from .sampler import Sampler, SampleResult
+from ..openmp import import_with_openmp
+
+import_with_openmp("torch")
+
+from .sampler import Sampler, SampleResult  # noqa: E402  (torch comes first)
 
 __all__ = ["SampleResult", "Sampler"]
