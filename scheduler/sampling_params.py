@@ -203,3 +203,10 @@ def _check_ranges(params: SamplingParams) -> None:
         "allowed_token_ids",
         "at least one token id, or None",
     )
+    banned = {word[0] for word in p.bad_words_ids if len(word) == 1}
+    _require(
+        p.allowed_token_ids is None or not banned.issuperset(p.allowed_token_ids),
+        p,
+        "allowed_token_ids",
+        "a token id that bad_words_ids does not forbid",
+    )

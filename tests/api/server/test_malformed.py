@@ -171,6 +171,7 @@ CHATS = [
     chat("bias as a list", "logit_bias is [1]; allowed: an object whose values are numbers", "logit_bias", logit_bias=[1]),
     chat("stop outside of the vocabulary", "stop_token_ids is 4096; allowed", "stop_token_ids", stop_token_ids=[1, 4096]),
     chat("negative token", "stop_token_ids[0] is -1; allowed: an integer from 0", "stop_token_ids[0]", stop_token_ids=[-1]),
+    chat("nothing left", "allowed_token_ids is [5]; allowed: a token id that bad_words_ids does not forbid", "allowed_token_ids", allowed_token_ids=[5], bad_words_ids=[[5]]),
     chat("nothing allowed", "allowed_token_ids is []; allowed: a non-empty list", "allowed_token_ids", allowed_token_ids=[]),
     chat("an empty word", "stop_words_ids[0] is []; allowed: a non-empty list", "stop_words_ids[0]", stop_words_ids=[[]]),
     chat("logprobs as a number", "logprobs is 3; allowed: true or false", "logprobs", logprobs=3),

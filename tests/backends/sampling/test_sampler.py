@@ -153,7 +153,7 @@ def test_a_failed_row_does_not_move_its_sequence(sampler_of):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_with_every_token_masked_fails_alone(sampler_of, temperature):
     sampler = sampler_of(4, 2, "cpu")
-    sampler.start(start(0, temperature=temperature, bad_words_ids=((2,),), allowed_token_ids=(2,)))
+    sampler.start(start(0, temperature=temperature, bad_words_ids=((3, 2),), allowed_token_ids=(2,)))
     sampler.start(start(1, temperature=temperature, allowed_token_ids=(2,)))
     answer = sampler.sample(torch.zeros(2, 4), [0, 1])
     assert answer.token_ids == [None, 2]
