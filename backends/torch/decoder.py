@@ -69,10 +69,7 @@ class NativeDecoder:
 
     def _compute(self, inputs: StepInputs) -> StepOutputs:
         """A step, layer by layer, on any kernels."""
-        num_logits = len(inputs.logit_rows)
-        rows = inputs.logit_rows
-        if len(inputs.state_rows):
-            rows = torch.cat((rows, inputs.state_rows))
+        rows = inputs.output_rows
         x = self._embed(inputs)
         step = self._kv.step(inputs)
         rotary = [rope.at(inputs.positions) for rope in self._ropes]
@@ -88,8 +85,7 @@ class NativeDecoder:
             h = self._join(x, delta, layer.before_mlp)
             delta = self._branch(self._mlp(h, layer), layer.after_mlp)
             h = self._join(x, delta, self._final_norm if i == last else self._layers[i + 1].before_attention)
-        logits = self._logits(h[:num_logits]) if num_logits else self._no_logits()
-        return StepOutputs(logits, h[num_logits:])
+        return self._outputs(h, inputs)
 
     def _run(self, program: StepProgram, inputs: StepInputs) -> StepOutputs:
         """The same on native ones."""
@@ -97,9 +93,14 @@ class NativeDecoder:
         for rope, (cos, sin) in zip(self._ropes, program.memory.rotary, strict=True):
             rope.write(inputs.positions, cos, sin)
         h = program.run(inputs)
+        # States outlive the step, the program's memory does not.
+        return self._outputs(h.clone() if len(inputs.state_rows) else h, inputs)
+
+    def _outputs(self, h: Tensor, inputs: StepInputs) -> StepOutputs:
+        """`h`: hidden states of `output_rows`, normed."""
         num_logits = len(inputs.logit_rows)
         logits = self._logits(h[:num_logits]) if num_logits else self._no_logits()
-        return StepOutputs(logits, h[num_logits:].clone())
+        return StepOutputs(logits, h[num_logits:])
 
     def _embed(self, inputs: StepInputs, into: Tensor | None = None) -> Tensor:
         x = torch.index_select(self._embedding, 0, inputs.token_ids, out=into)

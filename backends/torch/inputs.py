@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,8 @@ class StepInputs:
     """[E] int64, the rows (of T) whose final hidden states are wanted, ascending."""
     sequence_ids: tuple[int, ...]
     """S sequence ids, for state that a model keeps per sequence outside the blocks."""
+
+    @property
+    def output_rows(self) -> Tensor:
+        """[R + E] int64, the rows that the last layer finishes: `logit_rows`, then `state_rows`."""
+        return torch.cat((self.logit_rows, self.state_rows)) if len(self.state_rows) else self.logit_rows

@@ -153,15 +153,12 @@ class StepPrograms:
     def find(self, inputs: StepInputs) -> StepProgram:
         """The program of a step. What it gives lies in memory that the next step uses again."""
         tokens, (slices, columns) = inputs.query_starts[-1], inputs.block_tables.shape
-        rows = inputs.logit_rows
-        if len(inputs.state_rows):
-            rows = torch.cat((rows, inputs.state_rows))
-        elif slices == tokens == len(rows) <= KEPT_ROWS:
+        if not len(inputs.state_rows) and slices == tokens == len(inputs.logit_rows) <= KEPT_ROWS:
             return self._keep(slices, columns)
         if tokens > len(self._memory.x):
             self._memory = StepMemory.allocate(self._config, self._kv.dtype, -(-tokens // _ROWS) * _ROWS)
         step = NativeKVStep(self._kv, slices, tokens, columns)
-        return self._make(step, self._memory.first(tokens), rows)
+        return self._make(step, self._memory.first(tokens), inputs.output_rows)
 
     def _keep(self, slices: int, columns: int) -> StepProgram:
         program = self._kept.get(slices)
