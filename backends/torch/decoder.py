@@ -8,13 +8,13 @@ from .config import DecoderConfig
 from .decoder_layer import DecoderLayer, make_layer
 from .inputs import StepInputs
 from .kernels import Kernels, KVStep, PagedKV
-from .linear import HEAD_BITS, Head, LinearMaker, is_packed, linear_bytes
+from .linear import HEAD_BITS, Head, Linear, LinearMaker, is_packed, linear_bytes
 from .model import StepOutputs
 from .native_cache import NativePagedKV
 from .native_kernels import NativeKernels
 from .quantisation import BITS
 from .rope import RotaryTable
-from .step_program import StepProgram, StepPrograms, native_layers
+from .step_program import StepProgram, StepPrograms, are_native
 from .weights import DecoderWeights, layer_shapes
 
 
@@ -50,10 +50,10 @@ class NativeDecoder:
 
     def _make_programs(self) -> StepPrograms | None:
         """None where a part of a step is not native."""
-        kernels, kv, layers = self._kernels, self._kv, native_layers(self._layers)
-        if layers is None or not isinstance(kernels, NativeKernels) or not isinstance(kv, NativePagedKV):
-            return None
-        return StepPrograms(self._config, layers, self._final_norm, kernels, kv)
+        kernels, kv, layers = self._kernels, self._kv, self._layers
+        if isinstance(kernels, NativeKernels) and isinstance(kv, NativePagedKV) and are_native(layers):
+            return StepPrograms(self._config, layers, self._final_norm, kernels, kv)
+        return None
 
     @property
     def hidden_size(self) -> int:
@@ -92,9 +92,7 @@ class NativeDecoder:
         self._embed(inputs, program.memory.x)
         for rope, (cos, sin) in zip(self._ropes, program.memory.rotary, strict=True):
             rope.write(inputs.positions, cos, sin)
-        h = program.run(inputs)
-        # States outlive the step, the program's memory does not.
-        return self._outputs(h.clone() if len(inputs.state_rows) else h, inputs)
+        return self._outputs(program.run(inputs), inputs)
 
     def _outputs(self, h: Tensor, inputs: StepInputs) -> StepOutputs:
         """`h`: hidden states of `output_rows`, normed."""
@@ -126,7 +124,7 @@ class NativeDecoder:
         return self._kernels.add_rms_norm(x, delta, norm, self._config.norm_eps)
 
     def _attention(
-        self, h: Tensor, i: int, layer: DecoderLayer, step: KVStep, turn: tuple[Tensor, Tensor] | None
+        self, h: Tensor, i: int, layer: DecoderLayer[Linear], step: KVStep, turn: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         config = self._config
         heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -146,7 +144,7 @@ class NativeDecoder:
         whole = part if norm.shape[0] == part.shape[-1] else part.flatten(1)
         self._kernels.rms_norm_(whole, norm, self._config.norm_eps)
 
-    def _mlp(self, h: Tensor, layer: DecoderLayer) -> Tensor:
+    def _mlp(self, h: Tensor, layer: DecoderLayer[Linear]) -> Tensor:
         return layer.down(layer.gated(h))
 
     def _logits(self, h: Tensor) -> Tensor:

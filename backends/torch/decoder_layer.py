@@ -1,6 +1,7 @@
 """DecoderLayer: the weights of one layer of a NativeDecoder, in the layouts that its kernels take."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -9,16 +10,18 @@ from .kernels import Activation
 from .linear import Linear, LinearMaker
 from .weights import LayerWeights
 
+Product = TypeVar("Product", bound=Linear, covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """One layer; a norm that the family lacks is None."""
+class DecoderLayer(Generic[Product]):
+    """One layer, whose products are all of one type; a norm that the family lacks is None."""
 
     config: LayerConfig
-    qkv: Linear
-    output: Linear
-    gated: Linear
-    down: Linear
+    qkv: Product
+    output: Product
+    gated: Product
+    down: Product
     before_attention: Tensor | None
     after_attention: Tensor | None
     before_mlp: Tensor | None
@@ -29,7 +32,7 @@ class DecoderLayer:
 
 def make_layer(
     config: LayerConfig, weights: LayerWeights, maker: LinearMaker, kind: Activation
-) -> DecoderLayer:
+) -> DecoderLayer[Linear]:
     """Bring a layer's weights into their layouts."""
     return DecoderLayer(
         config,

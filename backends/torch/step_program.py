@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..native.pages import reserve
 from .config import DecoderConfig
 from .decoder_layer import DecoderLayer
 from .inputs import StepInputs
+from .linear import Linear
 from .native_cache import NativeKVStep, NativePagedKV
 from .native_kernels import NativeKernels
 
@@ -32,28 +34,13 @@ Call = Callable[[], object]
 """A kernel with the addresses that it reads and writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class NativeLayer:
-    """A DecoderLayer whose products are all native."""
-
-    layer: DecoderLayer
-    qkv: NativeLinear
-    output: NativeLinear
-    gated: NativeLinear
-    down: NativeLinear
+NativeLayer = DecoderLayer[NativeLinear]
 
 
-def native_layers(layers: Sequence[DecoderLayer]) -> list[NativeLayer] | None:
-    """The layers, or None where a product is computed otherwise."""
-    found = []
-    for layer in layers:
-        qkv, output, gated, down = layer.qkv, layer.output, layer.gated, layer.down
-        if not (isinstance(qkv, NativeLinear) and isinstance(output, NativeLinear)):
-            return None
-        if not (isinstance(gated, NativeLinear) and isinstance(down, NativeLinear)):
-            return None
-        found.append(NativeLayer(layer, qkv, output, gated, down))
-    return found
+def are_native(layers: Sequence[DecoderLayer[Linear]]) -> TypeGuard[Sequence[NativeLayer]]:
+    """Whether the native kernels compute all products."""
+    products = (product for layer in layers for product in (layer.qkv, layer.output, layer.gated, layer.down))
+    return all(isinstance(product, NativeLinear) for product in products)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,29 +159,29 @@ class StepPrograms:
         """`rows`: whose hidden states are wanted; None: those of all."""
         whole = memory
         calls: list[Call] = []
-        first, *norms = (native.layer.before_attention for native in self._layers)
+        first, *norms = (layer.before_attention for layer in self._layers)
         h = memory.x if first is None else memory.h
         if first is not None:
             calls.append(self._kernels.norm_call(memory.x, first, self._config.norm_eps, h))
         norms.append(self._final_norm)
-        for i, (native, following) in enumerate(zip(self._layers, norms, strict=True)):
-            calls += self._attention(i, native, memory, step, h)
-            if rows is not None and native is self._layers[-1]:
+        for i, (layer, following) in enumerate(zip(self._layers, norms, strict=True)):
+            calls += self._attention(i, layer, memory, step, h)
+            if rows is not None and layer is self._layers[-1]:
                 if not len(rows):
                     return StepProgram(whole, step, calls, memory.x[:0])
                 memory = _select(calls, memory, rows)
-            h = self._join(calls, memory, native.layer.after_attention, native.layer.before_mlp)
-            calls += (native.gated.call(h, memory.gated), native.down.call(memory.gated, memory.delta))
-            h = self._join(calls, memory, native.layer.after_mlp, following)
+            h = self._join(calls, memory, layer.after_attention, layer.before_mlp)
+            calls += (layer.gated.call(h, memory.gated), layer.down.call(memory.gated, memory.delta))
+            h = self._join(calls, memory, layer.after_mlp, following)
         return StepProgram(whole, step, calls, h)
 
     def _attention(
-        self, i: int, native: NativeLayer, memory: StepMemory, step: NativeKVStep, h: Tensor
+        self, i: int, layer: NativeLayer, memory: StepMemory, step: NativeKVStep, h: Tensor
     ) -> Iterator[Call]:
-        layer, heads, kv_heads = native.layer, self._config.num_heads, self._config.num_kv_heads
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         qkv = memory.qkv
         query, key = qkv[:, :heads], qkv[:, heads : heads + kv_heads]
-        yield native.qkv.call(h, qkv.flatten(1))
+        yield layer.qkv.call(h, qkv.flatten(1))
         for part, norm in ((query, layer.query_norm), (key, layer.key_norm)):
             if norm is not None:
                 whole = part if norm.shape[0] == part.shape[-1] else part.flatten(1)
@@ -204,7 +191,7 @@ class StepPrograms:
         else:
             yield step.rotate_write_call(i, qkv, *memory.rotary[layer.config.rope])
         yield step.attend_call(i, query, layer.config.attention, memory.attended)
-        yield native.output.call(memory.attended.flatten(1), memory.delta)
+        yield layer.output.call(memory.attended.flatten(1), memory.delta)
 
     def _join(
         self, calls: list[Call], memory: StepMemory, after: Tensor | None, following: Tensor | None

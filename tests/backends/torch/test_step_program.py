@@ -46,7 +46,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         if which == "kept":
             monkeypatch.setattr(step_program, "KEPT_ROWS", 0)
         else:
-            monkeypatch.setattr(decoder, "native_layers", lambda layers: None)
+            monkeypatch.setattr(decoder, "are_native", lambda layers: False)
 
     return change
 
