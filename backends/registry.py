@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import InvalidArgument, ModelFormatError, ModelNotFound
-from .discovery import locate
-from .gguf_names import is_gguf
+from .models.discovery import locate
+from .models.gguf_names import is_gguf
 from .worker import Backend, ModelInfo
 
 BACKENDS = ("torch", "llamacpp")

@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import ModelFormatError
 from ...scheduler.batch import Pooling
-from ..gguf_names import choose_model, parts_of
+from ..models.gguf_names import choose_model, parts_of
 from .gguf_file import GGUFFile, read_gguf
 
 MAX_LAYERS = 512

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from ...backends.discovery import locate
+from ...backends.models.discovery import locate
 from ...backends.registry import choose_backend, inspect_model
 from ...backends.worker import TextStream, Tokenizer
 from ...errors import InvalidArgument, ModelError, NotSupported

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import ModelFormatError, ModelNotFound
+from ...errors import ModelFormatError, ModelNotFound
 from .gguf_names import GGUFModelName, choose_model, is_gguf, models_among, parts_of
 
 _SHARD = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")

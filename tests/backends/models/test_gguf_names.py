@@ -1,6 +1,6 @@
 import pytest
 
-from millstream.backends.gguf_names import choose_model, models_among, parts_of, quantisation_of
+from millstream.backends.models.gguf_names import choose_model, models_among, parts_of, quantisation_of
 from millstream.errors import ModelFormatError, ModelNotFound
 
 

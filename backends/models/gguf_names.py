@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ..errors import ModelFormatError, ModelNotFound
+from ...errors import ModelFormatError, ModelNotFound
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _QUANTISATION = re.compile(

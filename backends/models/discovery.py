@@ -4,12 +4,12 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import InvalidArgument, ModelFormatError, ModelNotFound
-from .bundled import BUNDLED_MODELS
+from ...errors import InvalidArgument, ModelFormatError, ModelNotFound
+from ..bundled import BUNDLED_MODELS
+from ..worker import Progress
 from .gguf_names import choose_model
 from .hub import cached_ids, cached_snapshot, default_cache, download, offline_by_environment, suggestion
 from .model_files import HubModel, gguf_names_in
-from .worker import Progress
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS
-from millstream.backends.discovery import locate
-from millstream.backends.model_files import files_to_fetch, missing_files
+from millstream.backends.models.discovery import locate
+from millstream.backends.models.model_files import files_to_fetch, missing_files
 from millstream.errors import InvalidArgument, ModelError, ModelFormatError, ModelNotFound
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -459,7 +459,7 @@ def test_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_local_models_need_no_hub_client() -> None:
     code = (
-        "import sys; from millstream.backends.discovery import locate; locate('pyhelp'); "
+        "import sys; from millstream.backends.models.discovery import locate; locate('pyhelp'); "
         "print(any(name.startswith('huggingface_hub') for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

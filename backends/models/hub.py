@@ -8,10 +8,10 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import MillstreamError, ModelError, ModelFormatError, ModelNotFound
-from .bundled import BUNDLED_MODELS
+from ...errors import MillstreamError, ModelError, ModelFormatError, ModelNotFound
+from ..bundled import BUNDLED_MODELS
+from ..worker import Progress
 from .model_files import HubModel
-from .worker import Progress
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 20.0

@@ -1,0 +1,1 @@
+"""Which files a model's name means: discovery, the hub's cache, files of a folder, names of GGUF files."""
