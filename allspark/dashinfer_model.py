@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import msgspec
 
-from ..backends.auto_tokenizer import load_auto_tokenizer
+from ..backends.text.auto_tokenizer import load_auto_tokenizer
 from ..errors import NotSupported
 from .generation_config import ASGenerationConfigBuilder
 from .llm import LLM

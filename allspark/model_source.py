@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from ..backends.auto_tokenizer import load_auto_tokenizer
 from ..backends.registry import inspect_model
+from ..backends.text.auto_tokenizer import load_auto_tokenizer
 from ..backends.worker import Backend, ModelInfo
 from ..errors import ModelFormatError
 

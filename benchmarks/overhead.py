@@ -26,7 +26,7 @@ from ..api.running import run_async
 from ..api.terminal import CommandParser, command_status
 from ..backends.bundled import PYHELP
 from ..backends.fake import FakeBackend, FakeWorker
-from ..backends.tokenizer import HFTokenizer
+from ..backends.text.tokenizer import HFTokenizer
 from ..backends.worker import ModelInfo, Progress, Tokenizer, WorkerConfig, WorkerSpec
 from ..engine import AsyncEngine, ModelConfig, ResultQueue
 from ..errors import InvalidArgument, MillstreamError, NotSupported

@@ -10,7 +10,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from ...errors import ModelFormatError, NotSupported
-from ..tokenizer import HFTokenizer
+from ..text.tokenizer import HFTokenizer
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

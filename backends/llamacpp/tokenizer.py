@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import InvalidArgument, ModelFormatError
-from ..chat_template import ChatTemplates
+from ..text.chat_template import ChatTemplates
 from ..worker import TextStream
 from .gguf_file import GGUFFile
 from .model_file import GGUFModel

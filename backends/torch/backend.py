@@ -10,7 +10,7 @@ from ...errors import InvalidArgument
 from ...scheduler.batch import Pooling
 from ..hardware import MemoryLimit, cpu_has_bfloat16, memory_limit, physical_cores
 from ..sampling import Sampler
-from ..tokenizer import HFTokenizer
+from ..text.tokenizer import HFTokenizer
 from ..worker import (
     EmbeddingSpec,
     MemoryNeeds,

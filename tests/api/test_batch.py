@@ -14,7 +14,7 @@ from millstream.api.handlers import ModelHandler
 from millstream.api.running import PromptMaker, run_async, running_model
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.engine import ModelConfig
 from millstream.errors import InvalidArgument, NotSupported
 

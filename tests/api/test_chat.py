@@ -8,7 +8,7 @@ import pytest
 from millstream.api.chat import Conversation
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.engine import Engine, ModelConfig
 from millstream.errors import InvalidArgument, LimitExceeded, NotSupported
 

@@ -6,7 +6,7 @@ from millstream.api.demo import QUESTIONS, demonstrate
 from millstream.api.running import run_async
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.engine import ModelConfig
 from millstream.errors import MillstreamError
 from millstream.scheduler import Batch

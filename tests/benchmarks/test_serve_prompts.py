@@ -8,7 +8,7 @@ import pytest
 
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import CharacterTokenizer
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.benchmarks.datasets import plain_token_ids
 from millstream.benchmarks.serve.prompts import (
     Ask,

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from millstream.api.handlers import ModelHandler, handler_for
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.backends.worker import ModelInfo
 
 SPECIAL = (

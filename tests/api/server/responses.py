@@ -8,7 +8,7 @@ from pydantic import BaseModel, TypeAdapter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from millstream.backends.fake import FakeBackend
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 
 PATH = "/v1/responses"
 EVENT = TypeAdapter(ResponseStreamEvent)

@@ -22,7 +22,7 @@ from millstream.backends.bundled.evaluate import answer, load
 from millstream.backends.bundled.phrasing import canonical_question
 from millstream.backends.llamacpp.export import EXPORT_TYPES, export_gguf, main
 from millstream.backends.llamacpp.export_tokenizer import PRE_TOKENIZERS
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
 
 from ..torch.checkpoints import save_checkpoint

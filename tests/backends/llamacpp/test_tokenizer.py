@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
 
 pytest.importorskip("llama_cpp")

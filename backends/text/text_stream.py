@@ -7,8 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from ..errors import InvalidArgument
-from .worker import TextStream
+from ...errors import InvalidArgument
+from ..worker import TextStream
 
 _LOCAL = frozenset(
     {

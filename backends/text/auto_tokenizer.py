@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFormatError
+from ...errors import ModelFormatError
 
 
 def load_auto_tokenizer(path: Path, *, padding_side: str = "left", trust_remote_code: bool = False) -> Any:

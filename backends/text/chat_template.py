@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument, ModelFormatError, NotSupported
+from ...errors import InvalidArgument, ModelFormatError, NotSupported
 
 if TYPE_CHECKING:
     from jinja2 import Template

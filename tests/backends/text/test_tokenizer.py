@@ -21,7 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
 
 CORPUS = [
@@ -320,7 +320,7 @@ def test_several_threads(loaded: dict[str, HFTokenizer]) -> None:
 def test_loading_imports_neither_transformers_nor_torch(folders: dict[str, Path]) -> None:
     code = (
         "import sys, pathlib\n"
-        "from millstream.backends.tokenizer import HFTokenizer\n"
+        "from millstream.backends.text.tokenizer import HFTokenizer\n"
         f"HFTokenizer.from_folder(pathlib.Path({str(folders['byte_level'])!r})).encode('x')\n"
         "print(sorted({'torch', 'transformers', 'jinja2', 'numpy'} & set(sys.modules)))\n"
     )
@@ -360,7 +360,7 @@ def test_vocabulary_and_merges_are_converted(tmp_path: Path) -> None:
 
 
 def test_sentencepiece_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.backends.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("millstream.backends.text.tokenizer.find_spec", lambda name: None)
     (tmp_path / "tokenizer.model").write_bytes(b"spm")
     with pytest.raises(NotSupported, match="pip install sentencepiece protobuf"):
         HFTokenizer.from_folder(tmp_path)

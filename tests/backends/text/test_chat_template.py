@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from millstream.backends.chat_template import ChatTemplates
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.chat_template import ChatTemplates
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
 
 CHATML = """{%- if tools %}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from millstream.backends.auto_tokenizer import load_auto_tokenizer
 from millstream.backends.bundled import PYHELP
-from millstream.backends.tokenizer import HFTokenizer
+from millstream.backends.text.auto_tokenizer import load_auto_tokenizer
+from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import ModelFormatError
 
 

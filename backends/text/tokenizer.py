@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
-from ..errors import InvalidArgument, ModelFormatError, NotSupported
+from ...errors import InvalidArgument, ModelFormatError, NotSupported
+from ..worker import TextStream
 from .chat_template import ChatTemplates
 from .text_stream import TextDecoder
-from .worker import TextStream
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OTHER_SOURCES = ("*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab.txt", "*.spm")
