@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ..backends.hardware import Hardware, inspect_hardware
+from ..backends.machine.hardware import Hardware, inspect_hardware
 from ..backends.native import Missing, best_level
 from ..engine import AsyncEngine, ModelConfig
 from ..engine.memory_plan import MemoryPlan, gib

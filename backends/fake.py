@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import LimitExceeded, WorkerError
 from ..scheduler.batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
-from .hardware import MemoryLimit
+from .machine.hardware import MemoryLimit
 from .pooling import Pooler
 from .text.chat_template import ChatTemplates
 from .worker import (

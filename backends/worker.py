@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import InvalidArgument, NotSupported
 from ..scheduler.batch import Batch, Pooling, StepResult
-from .hardware import MemoryLimit
+from .machine.hardware import MemoryLimit
 
 QUANTIZATIONS = ("none", "int8", "int4")
 """How weights may be quantised while they are loaded: not at all, or to 8 or 4 bits."""

@@ -9,7 +9,7 @@ from time import gmtime, strftime
 
 import msgspec
 
-from ..backends.hardware import inspect_hardware
+from ..backends.machine.hardware import inspect_hardware
 
 _PACKAGES = ("millstream", "torch", "transformers", "tokenizers", "llama-cpp-python", "numpy", "uvloop")
 _ROOT = Path(__file__).resolve().parent.parent

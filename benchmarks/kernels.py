@@ -19,7 +19,7 @@ from time import perf_counter
 import msgspec
 
 from ..api.terminal import CommandParser, command_status, progress_line
-from ..backends.hardware import inspect_hardware
+from ..backends.machine.hardware import inspect_hardware
 from ..backends.native import Missing, levels
 from ..backends.worker import QUANTIZATIONS
 from ..errors import InvalidArgument, NotSupported

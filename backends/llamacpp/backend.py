@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import InvalidArgument, ModelFormatError, NotSupported
-from ..hardware import MemoryLimit, memory_limit, physical_cores
+from ..machine.hardware import MemoryLimit, memory_limit, physical_cores
 from ..worker import (
     MemoryNeeds,
     ModelInfo,

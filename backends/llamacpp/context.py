@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InsufficientMemory, ModelFormatError, NotSupported
-from ..hardware import cpu_features
+from ..machine.hardware import cpu_features
 from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
 from .library import error_lines, load_library
 from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from ...errors import NotSupported
-from ..openmp import import_with_openmp
+from ..machine.openmp import import_with_openmp
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 """ggml_log_level to logging's; 5 goes on with the line before."""

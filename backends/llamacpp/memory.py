@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..hardware import MemoryLimit
+from ..machine.hardware import MemoryLimit
 from ..worker import MemoryNeeds, WorkerConfig
 from .model_file import GGUFModel, Shape
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidArgument
-from ..hardware import find_compiler
-from ..openmp import import_with_openmp
+from ..machine.hardware import find_compiler
+from ..machine.openmp import import_with_openmp
 
 if TYPE_CHECKING:
     from ._kernels import Functions

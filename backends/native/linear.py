@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..hardware import cpu_features
+from ..machine.hardware import cpu_features
+from ..machine.pages import reserve
 from .library import load
-from .pages import reserve
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
 """The one sampler of all workers: from rows of logits to token ids."""
 
-from ..openmp import import_with_openmp
+from ..machine.openmp import import_with_openmp
 
 import_with_openmp("torch")
 

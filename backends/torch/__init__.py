@@ -1,5 +1,5 @@
 """The torch worker: Hugging Face checkpoints on the paged KV cache, natively or through transformers."""
 
-from ..openmp import import_with_openmp
+from ..machine.openmp import import_with_openmp
 
 import_with_openmp("torch")

@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..machine.pages import reserve
 from ..native import load
-from ..native.pages import reserve
 from .inputs import StepInputs
 from .kernels import AttentionSpec, KVCacheDtype, KVShape
 

@@ -14,8 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from ..machine.pages import reserve
 from ..native.linear import NativeLinear
-from ..native.pages import reserve
 from .config import DecoderConfig
 from .decoder_layer import DecoderLayer
 from .inputs import StepInputs

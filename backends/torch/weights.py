@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelFormatError
-from ..native.pages import reserve
+from ..machine.pages import reserve
 from .checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
 from .config import DecoderConfig
 

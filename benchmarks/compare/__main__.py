@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...api.terminal import CommandParser, command_status
-from ...backends.hardware import inspect_hardware
+from ...backends.machine.hardware import inspect_hardware
 from ...errors import InvalidArgument
 from ..environment import write_report
 from ..known_shapes import SHAPES

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.backends.fake import FakeBackend
-from millstream.backends.hardware import MemoryLimit
+from millstream.backends.machine.hardware import MemoryLimit
 from millstream.backends.worker import MemoryNeeds
 from millstream.engine import AsyncEngine, ModelConfig
 from millstream.engine.memory_plan import plan_memory

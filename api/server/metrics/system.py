@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from ....backends.hardware import cpu_quota
+from ....backends.machine.hardware import cpu_quota
 
 _SHORTEST_INTERVAL = 1.0
 """Seconds over which utilisation is measured at least; shorter ones show the clock's grain."""

@@ -9,7 +9,7 @@ import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.backends.hardware import cpu_features
+from millstream.backends.machine.hardware import cpu_features
 from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.backends.worker import Backend, Worker, WorkerConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from millstream.backends.hardware import cpu_features
 from millstream.backends.llamacpp.library import load_library
+from millstream.backends.machine.hardware import cpu_features
 
 llama_cpp = load_library()  # its log goes to Python's logging, not to the terminal
 

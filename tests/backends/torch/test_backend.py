@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from millstream.backends.hardware import physical_cores
+from millstream.backends.machine.hardware import physical_cores
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.worker import ModelInfo, WorkerConfig
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from millstream.backends.hardware import cpu_features
+from millstream.backends.machine.hardware import cpu_features
 from millstream.backends.torch.config import is_native, read_config
 from millstream.backends.torch.kernels import KVCacheDtype
 from millstream.backends.torch.native_kernels import NativeKernels

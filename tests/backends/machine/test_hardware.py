@@ -6,8 +6,8 @@ from typing import Any
 import psutil
 import pytest
 
-from millstream.backends import hardware
-from millstream.backends.hardware import Gpu, MemoryLimit
+from millstream.backends.machine import hardware
+from millstream.backends.machine.hardware import Gpu, MemoryLimit
 
 GIB = 1 << 30
 MOUNT_V2 = "30 24 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -235,7 +235,7 @@ def test_hardware_is_found_without_torch() -> None:
     import subprocess
 
     code = (
-        "import sys; from millstream.backends.hardware import inspect_hardware; "
+        "import sys; from millstream.backends.machine.hardware import inspect_hardware; "
         "inspect_hardware(); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

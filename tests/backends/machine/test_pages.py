@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from millstream.backends.native.pages import LARGE_PAGE, reserve
+from millstream.backends.machine.pages import LARGE_PAGE, reserve
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, LARGE_PAGE - 1, LARGE_PAGE, 3 * LARGE_PAGE + 5])

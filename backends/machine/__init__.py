@@ -1,0 +1,1 @@
+"""The machine: CPU, memory and GPU found, OpenMP's threads, memory pages."""
