@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import LimitExceeded, WorkerError
 from ..scheduler.batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from .answers.pooling import Pooler
 from .machine.hardware import MemoryLimit
-from .pooling import Pooler
 from .text.chat_template import ChatTemplates
 from .worker import (
     Adapter,

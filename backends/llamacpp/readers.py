@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ...scheduler.batch import SequenceStart, Slice, TokenLogprobs, Wants
-from ..pooling import Pooler
-from ..sampling import Sampler
-from ..torch.prompt_scores import PromptPart, PromptScores
+from ..answers import Sampler
+from ..answers.pooling import Pooler
+from ..answers.prompt_scores import PromptPart, PromptScores
 from .context import Rows
 
 

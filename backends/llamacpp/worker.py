@@ -5,7 +5,7 @@ from itertools import chain
 
 from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, Pooling, Slice, StepResult
-from ..sampling import Sampler
+from ..answers import Sampler
 from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
 from .adapter_file import check_adapter
 from .context import Context, LlamaContext

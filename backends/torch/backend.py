@@ -8,8 +8,8 @@ from transformers import PretrainedConfig
 
 from ...errors import InvalidArgument
 from ...scheduler.batch import Pooling
+from ..answers import Sampler
 from ..machine.hardware import MemoryLimit, cpu_has_bfloat16, memory_limit, physical_cores
-from ..sampling import Sampler
 from ..text.tokenizer import HFTokenizer
 from ..worker import (
     EmbeddingSpec,

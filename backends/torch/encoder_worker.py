@@ -4,7 +4,7 @@ import torch
 
 from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, Slice, StepResult
-from ..pooling import Pooler, Projection
+from ..answers.pooling import Pooler, Projection
 from ..worker import Adapter, WorkerSpec
 from .encoder import Encoder
 from .pooled_rows import to_rows

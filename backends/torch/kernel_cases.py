@@ -14,11 +14,11 @@ from torch import Tensor
 from ...errors import NotSupported
 from ...scheduler.batch import SequenceStart
 from ...scheduler.sampling_params import SamplingParams
+from ..answers import Sampler
+from ..answers.native_chooser import NativeChooser
 from ..machine.pages import reserve
 from ..native import load
 from ..native.linear import PLAIN, NativeLinear, has_bf16_products, pack
-from ..sampling import Sampler
-from ..sampling.native import NativeChooser
 from .config import decoder_config, read_config
 from .decoder import NativeDecoder
 from .inputs import StepInputs

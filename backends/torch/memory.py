@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from transformers import PretrainedConfig
 
+from ..answers.prompt_scores import MAX_ROWS
 from ..worker import WorkerConfig
 from .kernels import KVShape
 from .native_cache import attends_natively, scratch_bytes
 from .native_kernels import NativeKernels, make_kernels
 from .padding import GROUP_TOKENS
-from .prompt_scores import MAX_ROWS
 from .step_program import KEPT_ROWS
 from .torch_kernels import GROUP_BYTES, MAX_SCORES
 

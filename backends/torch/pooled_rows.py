@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ...scheduler.batch import Slice
-from ..pooling import Pooler, Rows
+from ..answers.pooling import Pooler, Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import ModelFormatError, NotSupported
 from ...scheduler.batch import Pooling
-from ..pooling import Vector
+from ..answers.pooling import Vector
 from .checkpoint import FLOAT_TYPES, Checkpoint, TensorReader
 
 MODULES_FILE = "modules.json"

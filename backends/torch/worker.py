@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, StepResult, TokenLogprobs, Wants
-from ..pooling import Pooler, Projection
-from ..sampling import Sampler
+from ..answers import Sampler
+from ..answers.pooling import Pooler, Projection
+from ..answers.prompt_scores import MAX_ROWS, PromptPart, PromptScores
 from ..worker import Adapter, WorkerSpec
 from .batching import StepBuilder
 from .model import PagedModel
 from .pooled_rows import PooledRows
-from .prompt_scores import MAX_ROWS, PromptPart, PromptScores
 
 
 class TorchWorker:

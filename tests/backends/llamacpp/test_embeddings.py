@@ -11,12 +11,12 @@ pytest.importorskip("gguf")
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from millstream.backends.answers import Sampler
 from millstream.backends.llamacpp.backend import LlamaCppBackend
 from millstream.backends.llamacpp.context import choose_layout
 from millstream.backends.llamacpp.export import export_gguf
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
-from millstream.backends.sampling import Sampler
 from millstream.backends.worker import Adapter, EmbeddingSpec, WorkerConfig, WorkerSpec
 from millstream.errors import NotSupported, WorkerError
 from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import pytest
 
+from millstream.backends.answers import Sampler
 from millstream.backends.bundled import BUNDLED_MODELS
 from millstream.backends.llamacpp.context import Layout, choose_layout
 from millstream.backends.llamacpp.model_file import read_model
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
-from millstream.backends.sampling import Sampler
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
 from millstream.errors import InsufficientMemory, ModelFormatError, WorkerError
 from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torch brings another OpenMP library")
-MODULES = ["millstream.backends.torch", "millstream.backends.sampling", "millstream.backends.native"]
+MODULES = ["millstream.backends.torch", "millstream.backends.answers", "millstream.backends.native"]
 LEFT = """
 import importlib, os, sys
 importlib.import_module(sys.argv[1])

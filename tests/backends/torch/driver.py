@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from millstream.backends.answers import Sampler
 from millstream.backends.native import Missing, levels
-from millstream.backends.sampling import Sampler
 from millstream.backends.torch.config import decoder_config, read_config
 from millstream.backends.torch.decoder import NativeDecoder
 from millstream.backends.torch.kernels import Kernels, KVCacheDtype

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from millstream.backends.sampling import Sampler
+from millstream.backends.answers import Sampler
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.torch.inputs import StepInputs
 from millstream.backends.torch.kernels import AttentionSpec, KVCacheDtype, KVShape

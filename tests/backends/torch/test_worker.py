@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from millstream.backends.sampling import Sampler
+from millstream.backends.answers import Sampler
+from millstream.backends.answers.prompt_scores import MAX_ROWS
 from millstream.backends.torch.inputs import StepInputs
 from millstream.backends.torch.model import StepOutputs
-from millstream.backends.torch.prompt_scores import MAX_ROWS
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import WorkerSpec
 from millstream.errors import WorkerError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from millstream.backends.sampling.sampler import best_on_device
+from millstream.backends.answers.sampler import best_on_device
 from millstream.errors import InvalidArgument
 from millstream.scheduler.batch import SequenceStart
 from millstream.scheduler.sampling_params import SamplingParams

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from millstream.backends.answers.choice import NumpyChooser
+from millstream.backends.answers.chooser import Warp
+from millstream.backends.answers.native_chooser import NativeChooser, fastest_chooser
+from millstream.backends.answers.noise import noise_key, noise_words
 from millstream.backends.native import Missing, levels
-from millstream.backends.sampling.choice import NumpyChooser
-from millstream.backends.sampling.chooser import Warp
-from millstream.backends.sampling.native import NativeChooser, fastest_chooser
-from millstream.backends.sampling.noise import noise_key, noise_words
 
 KINDS = ("normal", "flat", "coarse", "equal", "long tail", "few possible")
 MODES = (

@@ -11,9 +11,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from millstream.backends.sampling.choice import NumpyChooser
-from millstream.backends.sampling.chooser import Chooser, Warp
-from millstream.backends.sampling.noise import TokenNoise, noise_key, noise_words
+from millstream.backends.answers.choice import NumpyChooser
+from millstream.backends.answers.chooser import Chooser, Warp
+from millstream.backends.answers.noise import TokenNoise, noise_key, noise_words
 
 DRAWS = 4000
 WORDS = noise_words(

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import WorkerError
-from ..scheduler.batch import Pooling, SequenceStart, Slice, Wants
+from ...errors import WorkerError
+from ...scheduler.batch import Pooling, SequenceStart, Slice, Wants
 
 Rows = NDArray[np.float32]
 Vector = NDArray[np.float64]

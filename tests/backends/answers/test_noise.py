@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from millstream.backends.sampling.noise import TokenNoise, noise_key, noise_words
+from millstream.backends.answers.noise import TokenNoise, noise_key, noise_words
 
 VOCAB = 256
 

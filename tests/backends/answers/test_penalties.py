@@ -12,7 +12,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from millstream.backends.sampling.penalties import Penalties
+from millstream.backends.answers.penalties import Penalties
 from millstream.scheduler.batch import SequenceStart
 from millstream.scheduler.sampling_params import SamplingParams
 

@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 
+from millstream.backends.answers import Sampler
+from millstream.backends.answers.choice import NumpyChooser
+from millstream.backends.answers.chooser import Chooser
+from millstream.backends.answers.native_chooser import NativeChooser
 from millstream.backends.native import Missing, levels
-from millstream.backends.sampling import Sampler
-from millstream.backends.sampling.choice import NumpyChooser
-from millstream.backends.sampling.chooser import Chooser
-from millstream.backends.sampling.native import NativeChooser
 
 MakeChooser = Callable[[int], Chooser]
 

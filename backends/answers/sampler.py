@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InvalidArgument
 from ...scheduler.batch import SequenceStart, TokenLogprobs
 from .chooser import MAX_VOCAB, Bools, Chooser, Floats, Warp
-from .native import fastest_chooser
+from .native_chooser import fastest_chooser
 from .noise import Ints, noise_key, noise_words
 from .penalties import Penalties
 
