@@ -108,7 +108,7 @@ def _cases(
     options: argparse.Namespace, architecture: Architecture, folder: Path | None, best_level: str
 ) -> Iterator[Case]:
     """`folder` is None where no steps are asked for; they run at the best level by themselves."""
-    from ..backends.torch import kernel_cases as make
+    from . import kernel_cases as make
 
     sizes = make.KernelSizes(
         vocab=architecture.vocab_size,
@@ -222,7 +222,7 @@ def _checkpoint(options: argparse.Namespace) -> Iterator[Path | None]:
 def _measure_all(
     options: argparse.Namespace, folder: Path | None, threads: int, best_level: str
 ) -> list[Figure]:
-    from ..backends.torch.kernel_cases import MemoryReader, use_threads
+    from .kernel_cases import MemoryReader, use_threads
 
     use_threads(threads)
     reader = MemoryReader(best_level, READ_BYTES)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..torch.kernels import Activation
+from ..torch.kernels.interface import Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from . import transformers_config
 from .checkpoint import Checkpoint
 from .config import DTYPES, decoder_config, is_native, read_config, text_config
 from .decoder import NativeDecoder, weight_bytes
-from .kernels import KVCacheDtype
+from .kernels.interface import KVCacheDtype
+from .kernels.native_kernels import make_kernels
 from .memory import activation_bytes, encoder_bytes
 from .model_info import eos_token_ids, generation_defaults, max_length
-from .native_kernels import make_kernels
 from .purpose import Purpose, purpose
 from .quantisation import check_quantization
 from .sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...scheduler.batch import Slice
-from .inputs import StepInputs
+from .kernels.step_inputs import StepInputs
 
 
 class StepBuilder:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import ModelFormatError, NotSupported
 from .families import ACTIVATIONS, FAMILIES, TEXT_PART_OF, Family, Flag, NormNames
-from .kernels import Activation, AttentionSpec, KVShape
+from .kernels.interface import Activation, AttentionSpec, KVShape
 from .rope import ROPE_TYPES, Rope, read_rope
 
 DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})

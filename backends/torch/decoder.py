@@ -6,12 +6,12 @@ from torch import Tensor
 from ...errors import WorkerError
 from .config import DecoderConfig
 from .decoder_layer import DecoderLayer, make_layer
-from .inputs import StepInputs
-from .kernels import Kernels, KVStep, PagedKV
+from .kernels.interface import Kernels, KVStep, PagedKV
+from .kernels.native_cache import NativePagedKV
+from .kernels.native_kernels import NativeKernels
+from .kernels.step_inputs import StepInputs
 from .linear import HEAD_BITS, Head, Linear, LinearMaker, is_packed, linear_bytes
 from .model import StepOutputs
-from .native_cache import NativePagedKV
-from .native_kernels import NativeKernels
 from .quantisation import BITS
 from .rope import RotaryTable
 from .step_program import StepProgram, StepPrograms, are_native

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from .config import LayerConfig
-from .kernels import Activation
+from .kernels.interface import Activation
 from .linear import Linear, LinearMaker
 from .weights import LayerWeights
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .inputs import StepInputs
+from .kernels.step_inputs import StepInputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from ..machine.pages import reserve
 from ..native.linear import NativeLinear
 from .config import DecoderConfig
 from .decoder_layer import DecoderLayer
-from .inputs import StepInputs
+from .kernels.native_cache import NativeKVStep, NativePagedKV
+from .kernels.native_kernels import NativeKernels
+from .kernels.step_inputs import StepInputs
 from .linear import Linear
-from .native_cache import NativeKVStep, NativePagedKV
-from .native_kernels import NativeKernels
 
 KEPT_ROWS = 64
 """Sequences of the largest decode step whose program is kept: with more it would save next to nothing."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ...errors import NotSupported
-from .inputs import StepInputs
-from .kernels import AttentionSpec, KVShape, PagedKV
+from .kernels.interface import AttentionSpec, KVShape, PagedKV
+from .kernels.step_inputs import StepInputs
 
 PAGED = "millstream_paged"
 PROBE = "millstream_probe"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig
 
 from ...errors import NotSupported
-from .kernels import KVShape
+from .kernels.interface import KVShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

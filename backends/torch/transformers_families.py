@@ -18,7 +18,7 @@ from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb as
 from transformers.models.falcon import modeling_falcon
 from transformers.models.mpt import modeling_mpt
 
-from .kernels import AttentionSpec, KVShape
+from .kernels.interface import AttentionSpec, KVShape
 from .transformers_attention import PAGED, PagedLayer, PagedStep
 from .transformers_config import ALIBI_DIMS, has_alibi
 

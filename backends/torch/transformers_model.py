@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ...errors import InvalidArgument, NotSupported
 from ..worker import ModelInfo, Progress, WorkerConfig
 from .config import DTYPES, read_config
-from .inputs import StepInputs
-from .kernels import Kernels, KVCacheDtype, KVShape, PagedKV
+from .kernels.interface import Kernels, KVCacheDtype, KVShape, PagedKV
+from .kernels.step_inputs import StepInputs
 from .model import StepOutputs
 from .module_weights import foreign_code, read_module
 from .transformers_attention import PagedLayer, PagedStep, answered_by, probe_layers, register

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from millstream.backends.torch.inputs import StepInputs
-from millstream.backends.torch.kernels import AttentionSpec, Kernels, KVCacheDtype, KVShape, PagedKV
-from millstream.backends.torch.kv_codes import encode
+from millstream.backends.torch.kernels.interface import AttentionSpec, Kernels, KVCacheDtype, KVShape, PagedKV
+from millstream.backends.torch.kernels.kv_codes import encode
+from millstream.backends.torch.kernels.step_inputs import StepInputs
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from millstream.backends.machine.hardware import cpu_features
 from millstream.backends.torch.config import is_native, read_config
-from millstream.backends.torch.kernels import KVCacheDtype
-from millstream.backends.torch.native_kernels import NativeKernels
-from millstream.backends.torch.torch_kernels import TorchKernels
+from millstream.backends.torch.kernels.interface import KVCacheDtype
+from millstream.backends.torch.kernels.native_kernels import NativeKernels
+from millstream.backends.torch.kernels.torch_kernels import TorchKernels
 from millstream.backends.worker import Worker
 from millstream.scheduler.batch import StepResult
 from millstream.scheduler.sampling_params import SamplingParams

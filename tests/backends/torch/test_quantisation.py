@@ -19,8 +19,8 @@ from millstream.backends.torch import quantisation
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.torch.config import decoder_config, read_config
 from millstream.backends.torch.decoder import weight_bytes
+from millstream.backends.torch.kernels.native_kernels import make_kernels
 from millstream.backends.torch.linear import HEAD_BITS, panel_level
-from millstream.backends.torch.native_kernels import make_kernels
 from millstream.backends.torch.quantisation import OneDnnInt8Linear, check_quantization, quantise_rows
 from millstream.backends.torch.weights import DecoderWeights
 from millstream.backends.worker import WorkerConfig
@@ -171,7 +171,7 @@ from pathlib import Path
 import torch
 from millstream.backends.torch.config import decoder_config, read_config
 from millstream.backends.torch.decoder import NativeDecoder, weight_bytes
-from millstream.backends.torch.native_kernels import make_kernels
+from millstream.backends.torch.kernels.native_kernels import make_kernels
 from millstream.backends.torch.weights import DecoderWeights
 
 def status(name):

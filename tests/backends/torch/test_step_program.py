@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from millstream.backends.torch import decoder, step_program
-from millstream.backends.torch.inputs import StepInputs
-from millstream.backends.torch.kernels import KVCacheDtype
-from millstream.backends.torch.native_kernels import NativeKernels
+from millstream.backends.torch.kernels.interface import KVCacheDtype
+from millstream.backends.torch.kernels.native_kernels import NativeKernels
+from millstream.backends.torch.kernels.step_inputs import StepInputs
 from millstream.backends.torch.step_program import StepProgram
 from millstream.scheduler.batch import Pooling, TokenLogprobs
 from millstream.scheduler.sampling_params import SamplingParams

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from millstream.backends.answers import Sampler
 from millstream.backends.torch.backend import TorchBackend
-from millstream.backends.torch.inputs import StepInputs
-from millstream.backends.torch.kernels import AttentionSpec, KVCacheDtype, KVShape
-from millstream.backends.torch.torch_kernels import TorchKernels, TorchKVStep, TorchPagedKV
+from millstream.backends.torch.kernels.interface import AttentionSpec, KVCacheDtype, KVShape
+from millstream.backends.torch.kernels.step_inputs import StepInputs
+from millstream.backends.torch.kernels.torch_kernels import TorchKernels, TorchKVStep, TorchPagedKV
 from millstream.backends.torch.transformers_check import Check
 from millstream.backends.torch.transformers_config import causal_class, check_length, kv_shapes
 from millstream.backends.torch.transformers_families import split_positions, split_slopes

@@ -7,7 +7,7 @@ import torch
 
 from millstream.backends.answers import Sampler
 from millstream.backends.answers.prompt_scores import MAX_ROWS
-from millstream.backends.torch.inputs import StepInputs
+from millstream.backends.torch.kernels.step_inputs import StepInputs
 from millstream.backends.torch.model import StepOutputs
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import WorkerSpec

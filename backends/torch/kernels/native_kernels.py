@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..native import Missing, best_level, load
-from .kernels import Activation, Kernels, KVCacheDtype, KVShape, PagedKV
+from ...native import Missing, best_level, load
+from .interface import Activation, Kernels, KVCacheDtype, KVShape, PagedKV
 from .native_cache import KINDS, NativePagedKV, attends_natively, head_units
 from .torch_kernels import TorchKernels
 

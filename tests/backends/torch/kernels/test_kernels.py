@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from millstream.backends.torch import attention_plan, torch_kernels
-from millstream.backends.torch.kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
-from millstream.backends.torch.kv_codes import encode
+from millstream.backends.torch.kernels import attention_plan, torch_kernels
+from millstream.backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
+from millstream.backends.torch.kernels.kv_codes import encode
+from millstream.backends.torch.kernels.torch_kernels import TorchKernels, TorchPagedKV
 from millstream.backends.torch.rope import Rope, RotaryTable
-from millstream.backends.torch.torch_kernels import TorchKernels, TorchPagedKV
 
-from .paged import CPU, Sequence, make_inputs, naive_attention, run_steps
+from ..paged import CPU, Sequence, make_inputs, naive_attention, run_steps
 
 KERNELS = TorchKernels()
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .attention_plan import AttentionPlan, plan_attention
-from .inputs import StepInputs
-from .kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
+from .interface import Activation, AttentionSpec, KVCacheDtype, KVShape
 from .kv_codes import CodedBlocks, vector_bytes
+from .step_inputs import StepInputs
 
 GROUP_BYTES = 16 << 20
 """Most bytes of keys and values that decode slices gather at a time, unless one slice alone has more."""

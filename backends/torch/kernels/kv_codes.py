@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .kernels import KVCacheDtype
+from .interface import KVCacheDtype
 
 LARGEST = {KVCacheDtype.INT8: 127.0, KVCacheDtype.UINT4: 15.0}
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .inputs import StepInputs
+from .step_inputs import StepInputs
 
 
 class KVCacheDtype(Enum):

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from millstream.backends.torch.kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
-from millstream.backends.torch.native_cache import NativePagedKV
-from millstream.backends.torch.native_kernels import NativeKernels, make_kernels
-from millstream.backends.torch.torch_kernels import TorchKernels, TorchPagedKV
+from millstream.backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
+from millstream.backends.torch.kernels.native_cache import NativePagedKV
+from millstream.backends.torch.kernels.native_kernels import NativeKernels, make_kernels
+from millstream.backends.torch.kernels.torch_kernels import TorchKernels, TorchPagedKV
 
-from .driver import LEVELS
-from .paged import CPU, Sequence, make_inputs, random_sequences, random_steps, run_steps, spoil
+from ..driver import LEVELS
+from ..paged import CPU, Sequence, make_inputs, random_sequences, random_steps, run_steps, spoil
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built")
 DTYPES = [torch.float32, torch.bfloat16]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .inputs import StepInputs
+from .step_inputs import StepInputs
 
 PADDING = 4
 """A decode slice joins a group when at most a quarter of the group's longest table, or this many blocks, is

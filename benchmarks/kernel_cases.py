@@ -11,22 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import NotSupported
-from ...scheduler.batch import SequenceStart
-from ...scheduler.sampling_params import SamplingParams
-from ..answers import Sampler
-from ..answers.native_chooser import NativeChooser
-from ..machine.pages import reserve
-from ..native import load
-from ..native.linear import PLAIN, NativeLinear, has_bf16_products, pack
-from .config import decoder_config, read_config
-from .decoder import NativeDecoder
-from .inputs import StepInputs
-from .kernels import Activation, AttentionSpec, KVCacheDtype, KVShape
-from .linear import GATED_KINDS
-from .native_cache import NativePagedKV
-from .native_kernels import NativeKernels, make_kernels
-from .weights import DecoderWeights
+from ..backends.answers import Sampler
+from ..backends.answers.native_chooser import NativeChooser
+from ..backends.machine.pages import reserve
+from ..backends.native import load
+from ..backends.native.linear import PLAIN, NativeLinear, has_bf16_products, pack
+from ..backends.torch.config import decoder_config, read_config
+from ..backends.torch.decoder import NativeDecoder
+from ..backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
+from ..backends.torch.kernels.native_cache import NativePagedKV
+from ..backends.torch.kernels.native_kernels import NativeKernels, make_kernels
+from ..backends.torch.kernels.step_inputs import StepInputs
+from ..backends.torch.linear import GATED_KINDS
+from ..backends.torch.weights import DecoderWeights
+from ..errors import NotSupported
+from ..scheduler.batch import SequenceStart
+from ..scheduler.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16

@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..machine.pages import reserve
-from ..native import load
-from .inputs import StepInputs
-from .kernels import AttentionSpec, KVCacheDtype, KVShape
+from ...machine.pages import reserve
+from ...native import load
+from .interface import AttentionSpec, KVCacheDtype, KVShape
+from .step_inputs import StepInputs
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """Element types by the numbers of the native kernels."""
