@@ -16,14 +16,14 @@ from ..backends.answers.native_chooser import NativeChooser
 from ..backends.machine.pages import reserve
 from ..backends.native import load
 from ..backends.native.linear import PLAIN, NativeLinear, has_bf16_products, pack
-from ..backends.torch.config import decoder_config, read_config
-from ..backends.torch.decoder import NativeDecoder
+from ..backends.torch.decoder.config import decoder_config, read_config
+from ..backends.torch.decoder.decoder import NativeDecoder
+from ..backends.torch.decoder.linear import GATED_KINDS
+from ..backends.torch.decoder.weights import DecoderWeights
 from ..backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
 from ..backends.torch.kernels.native_cache import NativePagedKV
 from ..backends.torch.kernels.native_kernels import NativeKernels, make_kernels
 from ..backends.torch.kernels.step_inputs import StepInputs
-from ..backends.torch.linear import GATED_KINDS
-from ..backends.torch.weights import DecoderWeights
 from ..errors import NotSupported
 from ..scheduler.batch import SequenceStart
 from ..scheduler.sampling_params import SamplingParams

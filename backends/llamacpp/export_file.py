@@ -13,7 +13,7 @@ from gguf import GGUFWriter, LlamaFileType
 
 from ...errors import ModelError
 from ..torch.checkpoint import Checkpoint
-from ..torch.config import decoder_config, read_config, text_config
+from ..torch.decoder.config import decoder_config, read_config, text_config
 from ..torch.model_info import eos_token_ids, max_length
 from .export_metadata import (
     check_architecture,

@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 
 from ...errors import ModelFormatError, NotSupported
 from ..torch.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, read_headers
-from ..torch.config import decoder_config, read_config, text_config
+from ..torch.decoder.config import decoder_config, read_config, text_config
 from ..torch.model_info import max_length
 from .export_file import write_tensors
 from .export_metadata import find_architecture

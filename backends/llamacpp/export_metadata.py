@@ -8,8 +8,8 @@ from gguf import GGUFWriter, RopeScalingType
 from transformers import PretrainedConfig
 
 from ...errors import NotSupported
-from ..torch.config import DecoderConfig, text_config
-from ..torch.rope import Rope
+from ..torch.decoder.config import DecoderConfig, text_config
+from ..torch.decoder.rope import Rope
 from .export_architectures import ARCHITECTURES, Architecture
 from .export_tensors import GGUFTensor
 

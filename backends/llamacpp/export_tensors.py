@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...errors import ModelFormatError, NotSupported
 from ..torch.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
-from ..torch.config import DecoderConfig
-from ..torch.weights import BUFFER_BYTES, PREFIXES
+from ..torch.decoder.config import DecoderConfig
+from ..torch.decoder.weights import BUFFER_BYTES, PREFIXES
 from .export_architectures import Architecture
 
 _TORCH_TYPES = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}

@@ -24,16 +24,16 @@ from ..worker import (
 )
 from . import transformers_config
 from .checkpoint import Checkpoint
-from .config import DTYPES, decoder_config, is_native, read_config, text_config
-from .decoder import NativeDecoder, weight_bytes
+from .decoder.config import DTYPES, decoder_config, is_native, read_config, text_config
+from .decoder.decoder import NativeDecoder, weight_bytes
+from .decoder.quantisation import check_quantization
+from .decoder.weights import DecoderWeights, count_parameters
 from .kernels.interface import KVCacheDtype
 from .kernels.native_kernels import make_kernels
 from .memory import activation_bytes, encoder_bytes
 from .model_info import eos_token_ids, generation_defaults, max_length
 from .purpose import Purpose, purpose
-from .quantisation import check_quantization
 from .sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
-from .weights import DecoderWeights, count_parameters
 from .worker import TorchWorker
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ...errors import NotSupported
 from ..worker import ModelInfo, Progress, WorkerConfig
-from .config import DTYPES, read_config
+from .decoder.config import DTYPES, read_config
 from .module_weights import foreign_code, read_module
 from .padding import groups
 from .transformers_check import TOLERANCE

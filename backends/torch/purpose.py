@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ...errors import NotSupported
-from .config import attends_both_ways, is_native, text_config
+from .decoder.config import attends_both_ways, is_native, text_config
 from .sentence_folder import MODULES_FILE
 
 _HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")

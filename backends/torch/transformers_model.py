@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ...errors import InvalidArgument, NotSupported
 from ..worker import ModelInfo, Progress, WorkerConfig
-from .config import DTYPES, read_config
+from .decoder.config import DTYPES, read_config
 from .kernels.interface import Kernels, KVCacheDtype, KVShape, PagedKV
 from .kernels.step_inputs import StepInputs
 from .model import StepOutputs

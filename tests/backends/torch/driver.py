@@ -8,11 +8,11 @@ import torch
 
 from millstream.backends.answers import Sampler
 from millstream.backends.native import Missing, levels
-from millstream.backends.torch.config import decoder_config, read_config
-from millstream.backends.torch.decoder import NativeDecoder
+from millstream.backends.torch.decoder.config import decoder_config, read_config
+from millstream.backends.torch.decoder.decoder import NativeDecoder
+from millstream.backends.torch.decoder.weights import DecoderWeights
 from millstream.backends.torch.kernels.interface import Kernels, KVCacheDtype
 from millstream.backends.torch.kernels.torch_kernels import TorchKernels
-from millstream.backends.torch.weights import DecoderWeights
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import Worker, WorkerSpec
 from millstream.scheduler.batch import Batch, SequenceStart, Slice, StepResult, Wants

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from millstream.backends.torch.decoder.rope import Rope, RotaryTable
 from millstream.backends.torch.kernels import attention_plan, torch_kernels
 from millstream.backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
 from millstream.backends.torch.kernels.kv_codes import encode
 from millstream.backends.torch.kernels.torch_kernels import TorchKernels, TorchPagedKV
-from millstream.backends.torch.rope import Rope, RotaryTable
 
 from ..paged import CPU, Sequence, make_inputs, naive_attention, run_steps
 

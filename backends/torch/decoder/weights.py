@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import ModelFormatError
-from ..machine.pages import reserve
-from .checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
+from ....errors import ModelFormatError
+from ...machine.pages import reserve
+from ..checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
 from .config import DecoderConfig
 
 T = TypeVar("T")

@@ -14,13 +14,13 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ..machine.pages import reserve
-from ..native.linear import NativeLinear
+from ...machine.pages import reserve
+from ...native.linear import NativeLinear
+from ..kernels.native_cache import NativeKVStep, NativePagedKV
+from ..kernels.native_kernels import NativeKernels
+from ..kernels.step_inputs import StepInputs
 from .config import DecoderConfig
-from .decoder_layer import DecoderLayer
-from .kernels.native_cache import NativeKVStep, NativePagedKV
-from .kernels.native_kernels import NativeKernels
-from .kernels.step_inputs import StepInputs
+from .layer import DecoderLayer
 from .linear import Linear
 
 KEPT_ROWS = 64

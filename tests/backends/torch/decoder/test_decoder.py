@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from millstream.backends.machine.hardware import cpu_features
-from millstream.backends.torch.config import is_native, read_config
+from millstream.backends.torch.decoder.config import is_native, read_config
 from millstream.backends.torch.kernels.interface import KVCacheDtype
 from millstream.backends.torch.kernels.native_kernels import NativeKernels
 from millstream.backends.torch.kernels.torch_kernels import TorchKernels
@@ -16,8 +16,8 @@ from millstream.backends.worker import Worker
 from millstream.scheduler.batch import StepResult
 from millstream.scheduler.sampling_params import SamplingParams
 
-from .checkpoints import FAMILIES, greedy, save_checkpoint
-from .driver import LEVELS, Driver, native_worker
+from ..checkpoints import FAMILIES, greedy, save_checkpoint
+from ..driver import LEVELS, Driver, native_worker
 
 PROMPTS = [
     [5, 17, 99, 4, 5, 6, 7, 8, 61, 62, 63, 64, 9],

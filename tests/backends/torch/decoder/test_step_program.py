@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from millstream.backends.torch import decoder, step_program
+from millstream.backends.torch.decoder import decoder, step_program
+from millstream.backends.torch.decoder.step_program import StepProgram
 from millstream.backends.torch.kernels.interface import KVCacheDtype
 from millstream.backends.torch.kernels.native_kernels import NativeKernels
 from millstream.backends.torch.kernels.step_inputs import StepInputs
-from millstream.backends.torch.step_program import StepProgram
 from millstream.scheduler.batch import Pooling, TokenLogprobs
 from millstream.scheduler.sampling_params import SamplingParams
 
-from ..embedder import embed
-from .checkpoints import FAMILIES, save_checkpoint
-from .driver import LEVELS, Driver, native_worker
+from ...embedder import embed
+from ..checkpoints import FAMILIES, save_checkpoint
+from ..driver import LEVELS, Driver, native_worker
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built")
 PROMPTS = [[5, 17, 99, 4, 5, 6, 7], [33], [3 + (7 * i * i) % 120 for i in range(30)], [100, 90], [8] * 16]

@@ -8,9 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgument, NotSupported
-from ..native import Missing, best_level
-from ..worker import QUANTIZATIONS
+from ....errors import InvalidArgument, NotSupported
+from ...native import Missing, best_level
+from ...worker import QUANTIZATIONS
 
 BITS: Mapping[str, int | None] = MappingProxyType({"none": None, "int8": 8, "int4": 4})
 """Bits of a weight in a layer, by the names of QUANTIZATIONS."""

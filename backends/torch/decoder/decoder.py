@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from ...errors import WorkerError
+from ....errors import WorkerError
+from ..kernels.interface import Kernels, KVStep, PagedKV
+from ..kernels.native_cache import NativePagedKV
+from ..kernels.native_kernels import NativeKernels
+from ..kernels.step_inputs import StepInputs
+from ..model import StepOutputs
 from .config import DecoderConfig
-from .decoder_layer import DecoderLayer, make_layer
-from .kernels.interface import Kernels, KVStep, PagedKV
-from .kernels.native_cache import NativePagedKV
-from .kernels.native_kernels import NativeKernels
-from .kernels.step_inputs import StepInputs
+from .layer import DecoderLayer, make_layer
 from .linear import HEAD_BITS, Head, Linear, LinearMaker, is_packed, linear_bytes
-from .model import StepOutputs
 from .quantisation import BITS
 from .rope import RotaryTable
 from .step_program import StepProgram, StepPrograms, are_native

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from ...errors import ModelFormatError, NotSupported
+from ....errors import ModelFormatError, NotSupported
+from ..kernels.interface import Activation, AttentionSpec, KVShape
 from .families import ACTIVATIONS, FAMILIES, TEXT_PART_OF, Family, Flag, NormNames
-from .kernels.interface import Activation, AttentionSpec, KVShape
 from .rope import ROPE_TYPES, Rope, read_rope
 
 DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})

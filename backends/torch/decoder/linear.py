@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..native import Missing, best_level
-from ..native.linear import PLAIN, NativeLinear, has_bf16_products, pack, packed_bytes
-from .kernels.interface import Activation, Kernels
+from ...native import Missing, best_level
+from ...native.linear import PLAIN, NativeLinear, has_bf16_products, pack, packed_bytes
+from ..kernels.interface import Activation, Kernels
 from .quantisation import BITS, OneDnnInt8Linear
 from .weights import LinearWeights
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from millstream.backends.torch.checkpoint import Checkpoint
-from millstream.backends.torch.config import decoder_config, read_config
-from millstream.backends.torch.decoder import weight_bytes
-from millstream.backends.torch.weights import DecoderWeights, LayerWeights, count_parameters
+from millstream.backends.torch.decoder.config import decoder_config, read_config
+from millstream.backends.torch.decoder.decoder import weight_bytes
+from millstream.backends.torch.decoder.weights import DecoderWeights, LayerWeights, count_parameters
 from millstream.errors import ModelFormatError
 
-from .checkpoints import greedy, make_model, save_checkpoint
-from .driver import Driver, native_worker
+from ..checkpoints import greedy, make_model, save_checkpoint
+from ..driver import Driver, native_worker
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 99, 4]

@@ -5,8 +5,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from ..kernels.interface import Activation
 from .config import LayerConfig
-from .kernels.interface import Activation
 from .linear import Linear, LinearMaker
 from .weights import LayerWeights
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .kernels.interface import Activation
+from ..kernels.interface import Activation
 
 Flag = bool | str
 """A constant, or the name of the configuration's attribute that holds it."""

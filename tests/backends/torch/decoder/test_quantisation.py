@@ -15,20 +15,20 @@ from millstream.backends.bundled.data import load_facts
 from millstream.backends.bundled.phrasing import canonical_question
 from millstream.backends.fake import FakeBackend
 from millstream.backends.native import Missing
-from millstream.backends.torch import quantisation
 from millstream.backends.torch.backend import TorchBackend
-from millstream.backends.torch.config import decoder_config, read_config
-from millstream.backends.torch.decoder import weight_bytes
+from millstream.backends.torch.decoder import quantisation
+from millstream.backends.torch.decoder.config import decoder_config, read_config
+from millstream.backends.torch.decoder.decoder import weight_bytes
+from millstream.backends.torch.decoder.linear import HEAD_BITS, panel_level
+from millstream.backends.torch.decoder.quantisation import OneDnnInt8Linear, check_quantization, quantise_rows
+from millstream.backends.torch.decoder.weights import DecoderWeights
 from millstream.backends.torch.kernels.native_kernels import make_kernels
-from millstream.backends.torch.linear import HEAD_BITS, panel_level
-from millstream.backends.torch.quantisation import OneDnnInt8Linear, check_quantization, quantise_rows
-from millstream.backends.torch.weights import DecoderWeights
 from millstream.backends.worker import WorkerConfig
 from millstream.errors import InvalidArgument, NotSupported
 from millstream.scheduler.sampling_params import SamplingParams
 
-from .checkpoints import save_checkpoint
-from .driver import LEVELS, Driver, native_worker
+from ..checkpoints import save_checkpoint
+from ..driver import LEVELS, Driver, native_worker
 
 CPU = torch.device("cpu")
 SCORED = SamplingParams(temperature=0, prompt_logprobs=0)
@@ -169,10 +169,10 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from millstream.backends.torch.config import decoder_config, read_config
-from millstream.backends.torch.decoder import NativeDecoder, weight_bytes
+from millstream.backends.torch.decoder.config import decoder_config, read_config
+from millstream.backends.torch.decoder.decoder import NativeDecoder, weight_bytes
 from millstream.backends.torch.kernels.native_kernels import make_kernels
-from millstream.backends.torch.weights import DecoderWeights
+from millstream.backends.torch.decoder.weights import DecoderWeights
 
 def status(name):
     text = Path("/proc/self/status").read_text()
@@ -249,7 +249,7 @@ def test_the_layer_made_of_torch_operators(rows: int) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "llama-bias"])
 def test_int8_without_native_kernels(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(family, tmp_path)
-    monkeypatch.setattr("millstream.backends.torch.linear.best_level", lambda: Missing("not built"))
+    monkeypatch.setattr("millstream.backends.torch.decoder.linear.best_level", lambda: Missing("not built"))
     prompt = [5, 17, 99, 4]
     found = Driver(native_worker(tmp_path, quantization="int8")).run([prompt], 8)
     plain = Driver(native_worker(tmp_path)).run([prompt], 8)

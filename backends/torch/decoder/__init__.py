@@ -1,0 +1,1 @@
+"""The native decoder: families as data, weights, one layer, the steps that run it."""
