@@ -22,7 +22,6 @@ from ..worker import (
     WorkerSpec,
     require_plain_cache,
 )
-from . import transformers_config
 from .checkpoint import Checkpoint
 from .decoder.config import DTYPES, decoder_config, is_native, read_config, text_config
 from .decoder.decoder import NativeDecoder, weight_bytes
@@ -32,12 +31,13 @@ from .kernels.interface import KVCacheDtype
 from .kernels.native_kernels import make_kernels
 from .memory import activation_bytes, encoder_bytes
 from .model_info import eos_token_ids, generation_defaults, max_length
+from .modules import config as transformers_config
 from .purpose import Purpose, purpose
 from .sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
 from .worker import TorchWorker
 
 if TYPE_CHECKING:
-    from .transformers_model import TransformersModel
+    from .modules.model import TransformersModel
 
 
 class TorchBackend:
@@ -163,7 +163,7 @@ class TorchBackend:
         if is_native(model_config):
             model = _load_native(model_config, made_for, info, config, progress)
         else:
-            from .transformers_model import load
+            from .modules.model import load
 
             model = load(info, config, make_kernels(torch.device(config.device)), progress)
         embedding = _embedding(model.hidden_size, sentences, Pooling.LAST)

@@ -11,9 +11,9 @@ from transformers import AutoModel, PreTrainedModel
 from ...errors import NotSupported
 from ..worker import ModelInfo, Progress, WorkerConfig
 from .decoder.config import DTYPES, read_config
-from .module_weights import foreign_code, read_module
+from .modules.check import TOLERANCE
+from .modules.weights import foreign_code, read_module
 from .padding import groups
-from .transformers_check import TOLERANCE
 
 _POOLER = "pooler."
 """Weights of a head that comes with many encoders, made for classification, and is not used."""

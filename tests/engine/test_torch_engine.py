@@ -10,7 +10,7 @@ from millstream.backends.bundled import PYHELP
 from millstream.engine import AsyncEngine, FinishReason, ModelConfig, SamplingParams
 
 from ..backends.torch.checkpoints import VOCAB, greedy, save_checkpoint
-from ..backends.torch.test_transformers_model import CASES, make_model
+from ..backends.torch.modules.test_model import CASES, make_model
 
 NATIVE = [
     "llama",

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ...errors import InvalidArgument, NotSupported
-from ..worker import ModelInfo, Progress, WorkerConfig
-from .decoder.config import DTYPES, read_config
-from .kernels.interface import Kernels, KVCacheDtype, KVShape, PagedKV
-from .kernels.step_inputs import StepInputs
-from .model import StepOutputs
-from .module_weights import foreign_code, read_module
-from .transformers_attention import PagedLayer, PagedStep, answered_by, probe_layers, register
-from .transformers_check import Check
-from .transformers_config import REPLACED, causal_class, check_length, kv_shapes, reference_attention
-from .transformers_families import replace_attention
+from ....errors import InvalidArgument, NotSupported
+from ...worker import ModelInfo, Progress, WorkerConfig
+from ..decoder.config import DTYPES, read_config
+from ..kernels.interface import Kernels, KVCacheDtype, KVShape, PagedKV
+from ..kernels.step_inputs import StepInputs
+from ..model import StepOutputs
+from .attention import PagedLayer, PagedStep, answered_by, probe_layers, register
+from .check import Check
+from .config import REPLACED, causal_class, check_length, kv_shapes, reference_attention
+from .families import replace_attention
+from .weights import foreign_code, read_module
 
 _PURPOSE = "packed sequences"
 

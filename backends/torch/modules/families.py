@@ -18,9 +18,9 @@ from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb as
 from transformers.models.falcon import modeling_falcon
 from transformers.models.mpt import modeling_mpt
 
-from .kernels.interface import AttentionSpec, KVShape
-from .transformers_attention import PAGED, PagedLayer, PagedStep
-from .transformers_config import ALIBI_DIMS, has_alibi
+from ..kernels.interface import AttentionSpec, KVShape
+from .attention import PAGED, PagedLayer, PagedStep
+from .config import ALIBI_DIMS, has_alibi
 
 rotate_halves: Any = modeling_falcon.apply_rotary_pos_emb
 mpt_alibi: Any = modeling_mpt.build_mpt_alibi_tensor

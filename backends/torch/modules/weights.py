@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...errors import MillstreamError, ModelFormatError, NotSupported
-from ..worker import ModelInfo
+from ....errors import MillstreamError, ModelFormatError, NotSupported
+from ...worker import ModelInfo
 
 _LOGGING: Any = logging
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
-from ...errors import NotSupported
-from .kernels.interface import KVShape
+from ....errors import NotSupported
+from ..kernels.interface import KVShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels.step_inputs import StepInputs
+from ..kernels.step_inputs import StepInputs
 
 CHECK_TOKENS = 12
 """Length of each of the two sequences."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from ...errors import NotSupported
-from .kernels.interface import AttentionSpec, KVShape, PagedKV
-from .kernels.step_inputs import StepInputs
+from ....errors import NotSupported
+from ..kernels.interface import AttentionSpec, KVShape, PagedKV
+from ..kernels.step_inputs import StepInputs
 
 PAGED = "millstream_paged"
 PROBE = "millstream_probe"

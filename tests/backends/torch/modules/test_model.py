@@ -17,16 +17,16 @@ from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.torch.kernels.interface import AttentionSpec, KVCacheDtype, KVShape
 from millstream.backends.torch.kernels.step_inputs import StepInputs
 from millstream.backends.torch.kernels.torch_kernels import TorchKernels, TorchKVStep, TorchPagedKV
-from millstream.backends.torch.transformers_check import Check
-from millstream.backends.torch.transformers_config import causal_class, check_length, kv_shapes
-from millstream.backends.torch.transformers_families import split_positions, split_slopes
-from millstream.backends.torch.transformers_model import TransformersModel, load
+from millstream.backends.torch.modules.check import Check
+from millstream.backends.torch.modules.config import causal_class, check_length, kv_shapes
+from millstream.backends.torch.modules.families import split_positions, split_slopes
+from millstream.backends.torch.modules.model import TransformersModel, load
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
 
-from .checkpoints import greedy
-from .driver import Driver
+from ..checkpoints import greedy
+from ..driver import Driver
 
 VOCAB = 128
 MAX_LENGTH = 128
