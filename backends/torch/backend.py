@@ -27,13 +27,13 @@ from .decoder.config import DTYPES, decoder_config, is_native, read_config, text
 from .decoder.decoder import NativeDecoder, weight_bytes
 from .decoder.quantisation import check_quantization
 from .decoder.weights import DecoderWeights, count_parameters
+from .encoders.sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
 from .kernels.interface import KVCacheDtype
 from .kernels.native_kernels import make_kernels
 from .memory import activation_bytes, encoder_bytes
 from .model_info import eos_token_ids, generation_defaults, max_length
 from .modules import config as transformers_config
 from .purpose import Purpose, purpose
-from .sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
 from .worker import TorchWorker
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ class TorchBackend:
         dense = DenseLayers(sentences.dense) if sentences.dense else None
         if made_for is Purpose.EMBEDDINGS:
             # transformers' modules take two seconds, which native models need not wait for.
-            from .encoder import load_encoder
-            from .encoder_worker import EncoderWorker
+            from .encoders.encoder import load_encoder
+            from .encoders.worker import EncoderWorker
 
             encoder = load_encoder(info, config, progress)
             embedding = _embedding(encoder.hidden_size, sentences, Pooling.MEAN)

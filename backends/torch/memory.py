@@ -8,11 +8,11 @@ from transformers import PretrainedConfig
 from ..answers.prompt_scores import MAX_ROWS
 from ..worker import WorkerConfig
 from .decoder.step_program import KEPT_ROWS
+from .encoders.padding import GROUP_TOKENS
 from .kernels.interface import KVShape
 from .kernels.native_cache import attends_natively, scratch_bytes
 from .kernels.native_kernels import NativeKernels, make_kernels
 from .kernels.torch_kernels import GROUP_BYTES, MAX_SCORES
-from .padding import GROUP_TOKENS
 
 _FLOAT = 4
 

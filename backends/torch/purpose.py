@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from ...errors import NotSupported
 from .decoder.config import attends_both_ways, is_native, text_config
-from .sentence_folder import MODULES_FILE
+from .encoders.sentence_folder import MODULES_FILE
 
 _HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")
 """Ends of the names of classes that have no head, or one that is left away: it predicts hidden tokens."""

@@ -20,7 +20,7 @@ from millstream.engine import (
 from millstream.errors import InvalidArgument, LimitExceeded, NotSupported
 
 from ..backends.embedder import error
-from ..backends.torch.encoders import LENGTH, VOCAB, hidden_states, pooled, save_encoder, write_modules
+from ..backends.torch.encoder_files import LENGTH, VOCAB, hidden_states, pooled, save_encoder, write_modules
 
 TOLERANCE = 3e-5
 RAW = PoolingParams(normalize=False)

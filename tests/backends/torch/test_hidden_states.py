@@ -17,8 +17,8 @@ from millstream.scheduler.sampling_params import SamplingParams
 from ..embedder import embed, error
 from .checkpoints import VOCAB, greedy, make_model, save_checkpoint
 from .driver import GREEDY
-from .encoders import hidden_states, pooled, save_encoder, write_modules
-from .test_encoder import config_of
+from .encoder_files import hidden_states, pooled, save_encoder, write_modules
+from .encoders.test_encoder import config_of
 
 TOLERANCE = 2e-5
 PROMPTS = [[5, 17, 99, 4, 100, 33, 7, 8, 90, 61, 30], [3], [44, 90, 2, 61, 12, 13, 77, 5]]

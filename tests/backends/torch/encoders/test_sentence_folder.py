@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from millstream.backends.torch.sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
+from millstream.backends.torch.encoders.sentence_folder import (
+    DenseLayers,
+    SentenceFolder,
+    read_sentence_folder,
+)
 from millstream.errors import ModelFormatError, NotSupported
 from millstream.scheduler.batch import Pooling
 
-from .encoders import write_dense, write_modules
+from ..encoder_files import write_dense, write_modules
 
 
 def test_a_plain_checkpoint_says_nothing(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from millstream.backends.torch.backend import TorchBackend
-from millstream.backends.torch.encoder import Encoder, load_encoder
-from millstream.backends.torch.padding import GROUP_TOKENS, MAX_PADDING, groups
+from millstream.backends.torch.encoders.encoder import Encoder, load_encoder
+from millstream.backends.torch.encoders.padding import GROUP_TOKENS, MAX_PADDING, groups
 from millstream.backends.worker import Adapter, EmbeddingSpec, Worker, WorkerConfig
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported, WorkerError
 from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
-from ..embedder import embed, error
-from .encoders import (
+from ...embedder import embed, error
+from ..encoder_files import (
     ENCODERS,
     HIDDEN,
     LENGTH,
@@ -216,7 +216,9 @@ def test_a_model_that_sees_its_company_is_not_run(tmp_path: Path, monkeypatch: p
     info = TorchBackend().inspect("tiny", tmp_path)
     module: Any = Peeks()
     module.config = AutoConfig.from_pretrained(tmp_path)
-    monkeypatch.setattr("millstream.backends.torch.encoder.read_module", lambda *args, **options: module)
+    monkeypatch.setattr(
+        "millstream.backends.torch.encoders.encoder.read_module", lambda *args, **options: module
+    )
     with pytest.raises(NotSupported, match="Peeks gives a sequence other hidden states beside others than"):
         load_encoder(info, config_of(), lambda what, share: None)
 

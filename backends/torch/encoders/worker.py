@@ -2,12 +2,12 @@
 
 import torch
 
-from ...errors import NotSupported, WorkerError
-from ...scheduler.batch import Batch, Slice, StepResult
-from ..answers.pooling import Pooler, Projection
-from ..worker import Adapter, WorkerSpec
+from ....errors import NotSupported, WorkerError
+from ....scheduler.batch import Batch, Slice, StepResult
+from ...answers.pooling import Pooler, Projection
+from ...worker import Adapter, WorkerSpec
+from ..pooled_rows import to_rows
 from .encoder import Encoder
-from .pooled_rows import to_rows
 
 
 class EncoderWorker:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from ...errors import NotSupported
-from ..worker import ModelInfo, Progress, WorkerConfig
-from .decoder.config import DTYPES, read_config
-from .modules.check import TOLERANCE
-from .modules.weights import foreign_code, read_module
+from ....errors import NotSupported
+from ...worker import ModelInfo, Progress, WorkerConfig
+from ..decoder.config import DTYPES, read_config
+from ..modules.check import TOLERANCE
+from ..modules.weights import foreign_code, read_module
 from .padding import groups
 
 _POOLER = "pooler."

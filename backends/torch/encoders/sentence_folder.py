@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ModelFormatError, NotSupported
-from ...scheduler.batch import Pooling
-from ..answers.pooling import Vector
-from .checkpoint import FLOAT_TYPES, Checkpoint, TensorReader
+from ....errors import ModelFormatError, NotSupported
+from ....scheduler.batch import Pooling
+from ...answers.pooling import Vector
+from ..checkpoint import FLOAT_TYPES, Checkpoint, TensorReader
 
 MODULES_FILE = "modules.json"
 _POOLINGS: Mapping[str, Pooling] = MappingProxyType(

@@ -1,0 +1,1 @@
+"""Encoders and sentence-transformers folders: models that give vectors and no text."""
