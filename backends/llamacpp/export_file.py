@@ -12,9 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType
 
 from ...errors import ModelError
-from ..torch.checkpoint import Checkpoint
 from ..torch.decoder.config import decoder_config, read_config, text_config
-from ..torch.model_info import eos_token_ids, max_length
+from ..torch.files.checkpoint import Checkpoint
+from ..torch.files.model_info import eos_token_ids, max_length
 from .export_metadata import (
     check_architecture,
     context_length,

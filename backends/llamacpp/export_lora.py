@@ -17,9 +17,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
 
 from ...errors import ModelFormatError, NotSupported
-from ..torch.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, read_headers
 from ..torch.decoder.config import decoder_config, read_config, text_config
-from ..torch.model_info import max_length
+from ..torch.files.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, read_headers
+from ..torch.files.model_info import max_length
 from .export_file import write_tensors
 from .export_metadata import find_architecture
 from .export_tensors import GGUFTensor, TensorPlan

@@ -22,16 +22,16 @@ from ..worker import (
     WorkerSpec,
     require_plain_cache,
 )
-from .checkpoint import Checkpoint
 from .decoder.config import DTYPES, decoder_config, is_native, read_config, text_config
 from .decoder.decoder import NativeDecoder, weight_bytes
 from .decoder.quantisation import check_quantization
 from .decoder.weights import DecoderWeights, count_parameters
 from .encoders.sentence_folder import DenseLayers, SentenceFolder, read_sentence_folder
+from .files.checkpoint import Checkpoint
+from .files.model_info import eos_token_ids, generation_defaults, max_length
 from .kernels.interface import KVCacheDtype
 from .kernels.native_kernels import make_kernels
 from .memory import activation_bytes, encoder_bytes
-from .model_info import eos_token_ids, generation_defaults, max_length
 from .modules import config as transformers_config
 from .purpose import Purpose, purpose
 from .worker import TorchWorker

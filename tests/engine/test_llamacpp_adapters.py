@@ -10,7 +10,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 from millstream.backends.llamacpp.export_adapter import export_adapter
-from millstream.backends.torch.checkpoint import Checkpoint
+from millstream.backends.torch.files.checkpoint import Checkpoint
 
 from ..backends.llamacpp.plain_llama import plain_llama
 from ..backends.llamacpp.small_adapters import LINEAR, save_peft

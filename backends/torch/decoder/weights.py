@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....errors import ModelFormatError
 from ...machine.pages import reserve
-from ..checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
+from ..files.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
 from .config import DecoderConfig
 
 T = TypeVar("T")

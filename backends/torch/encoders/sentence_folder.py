@@ -18,7 +18,7 @@ from torch import Tensor
 from ....errors import ModelFormatError, NotSupported
 from ....scheduler.batch import Pooling
 from ...answers.pooling import Vector
-from ..checkpoint import FLOAT_TYPES, Checkpoint, TensorReader
+from ..files.checkpoint import FLOAT_TYPES, Checkpoint, TensorReader
 
 MODULES_FILE = "modules.json"
 _POOLINGS: Mapping[str, Pooling] = MappingProxyType(

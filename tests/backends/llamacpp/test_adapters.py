@@ -19,7 +19,7 @@ from millstream.backends.llamacpp.backend import LlamaCppBackend
 from millstream.backends.llamacpp.export import export_gguf
 from millstream.backends.llamacpp.export_adapter import export_adapter
 from millstream.backends.llamacpp.model_file import read_model
-from millstream.backends.torch.checkpoint import Checkpoint
+from millstream.backends.torch.files.checkpoint import Checkpoint
 from millstream.backends.worker import Adapter, WorkerConfig
 from millstream.errors import LimitExceeded, ModelFormatError, NotSupported, WorkerError
 from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants

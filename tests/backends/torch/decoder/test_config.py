@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, PretrainedConfig
 
 from millstream.backends.torch.decoder.config import decoder_config, is_native, read_config
-from millstream.backends.torch.model_info import eos_token_ids, generation_defaults, max_length
+from millstream.backends.torch.files.model_info import eos_token_ids, generation_defaults, max_length
 from millstream.errors import ModelFormatError, NotSupported
 
 from ..checkpoints import COMMON, FAMILIES

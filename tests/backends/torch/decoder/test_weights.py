@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from millstream.backends.torch.checkpoint import Checkpoint
 from millstream.backends.torch.decoder.config import decoder_config, read_config
 from millstream.backends.torch.decoder.decoder import weight_bytes
 from millstream.backends.torch.decoder.weights import DecoderWeights, LayerWeights, count_parameters
+from millstream.backends.torch.files.checkpoint import Checkpoint
 from millstream.errors import ModelFormatError
 
 from ..checkpoints import greedy, make_model, save_checkpoint

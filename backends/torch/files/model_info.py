@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ...errors import ModelFormatError
+from ....errors import ModelFormatError
 
 GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
 """Fields of generation_config.json that are sampling parameters here, under the same names."""
