@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ...errors import LimitExceeded, ModelFormatError, NotSupported
-from .gguf_file import GGUFFile, TensorInfo, read_gguf
-from .model_file import GGUFModel
+from ..gguf.gguf_file import GGUFFile, TensorInfo, read_gguf
+from ..gguf.model_file import GGUFModel
 
 TENSOR_TYPES = ("F32", "F16", "BF16", "Q8_0")
 """Types of an adapter's matrices that llama.cpp multiplies with."""

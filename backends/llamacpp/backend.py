@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import InvalidArgument, ModelFormatError, NotSupported
+from ..gguf.model_file import GGUFModel, read_model
 from ..machine.hardware import MemoryLimit, memory_limit, physical_cores
 from ..worker import (
     MemoryNeeds,
@@ -18,7 +19,6 @@ from ..worker import (
 )
 from . import memory, tokenizer
 from .library import load_library
-from .model_file import GGUFModel, read_model
 from .vocabulary import Vocabulary
 
 _NO_TEXTS = frozenset(("wavtokenizer-dec",))

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InsufficientMemory, ModelFormatError, NotSupported
+from ..gguf.model_file import GGUFModel
 from ..machine.hardware import cpu_features
 from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
 from .library import error_lines, load_library
 from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS
-from .model_file import GGUFModel
 from .sequence_map import Cells
 
 Ints = NDArray[np.int32]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from ..gguf.model_file import GGUFModel, Shape
 from ..machine.hardware import MemoryLimit
 from ..worker import MemoryNeeds, WorkerConfig
-from .model_file import GGUFModel, Shape
 
 MAX_UBATCH = 512
 """Most tokens that llama.cpp computes at once; a longer step is cut into such pieces."""

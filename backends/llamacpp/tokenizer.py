@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import InvalidArgument, ModelFormatError
+from ..gguf.gguf_file import GGUFFile
+from ..gguf.model_file import GGUFModel
 from ..text.chat_template import ChatTemplates
 from ..worker import TextStream
-from .gguf_file import GGUFFile
-from .model_file import GGUFModel
 from .vocabulary import Vocabulary
 
 _TEMPLATE = "tokenizer.chat_template"

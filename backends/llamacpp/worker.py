@@ -6,10 +6,10 @@ from itertools import chain
 from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, Pooling, Slice, StepResult
 from ..answers import Sampler
+from ..gguf.model_file import GGUFModel
 from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
 from .adapter_file import check_adapter
 from .context import Context, LlamaContext
-from .model_file import GGUFModel
 from .passes import Share, Work, apart, cut, holes
 from .readers import Answers, Reader
 from .sequence_map import MapStats, Opening, SequenceMap

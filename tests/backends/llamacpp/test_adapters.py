@@ -14,11 +14,11 @@ from gguf import GGUFWriter
 from gguf.quants import quantize
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
+from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.adapter_file import check_adapter
 from millstream.backends.llamacpp.backend import LlamaCppBackend
 from millstream.backends.llamacpp.export import export_gguf
 from millstream.backends.llamacpp.export_adapter import export_adapter
-from millstream.backends.llamacpp.model_file import read_model
 from millstream.backends.torch.files.checkpoint import Checkpoint
 from millstream.backends.worker import Adapter, WorkerConfig
 from millstream.errors import LimitExceeded, ModelFormatError, NotSupported, WorkerError

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 
+from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.adapter_file import check_adapter
 from millstream.backends.llamacpp.export import export_gguf
 from millstream.backends.llamacpp.export_adapter import export_adapter, main
-from millstream.backends.llamacpp.model_file import read_model
 from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
 
 from .plain_llama import plain_llama

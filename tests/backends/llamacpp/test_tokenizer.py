@@ -16,7 +16,7 @@ from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
 pytest.importorskip("llama_cpp")
 gguf = pytest.importorskip("gguf")
 
-from millstream.backends.llamacpp.model_file import read_model  # noqa: E402
+from millstream.backends.gguf.model_file import read_model  # noqa: E402
 from millstream.backends.llamacpp.tokenizer import load_tokenizer  # noqa: E402
 from millstream.backends.llamacpp.vocabulary import Vocabulary  # noqa: E402
 

@@ -10,8 +10,8 @@ import pytest
 
 from millstream.backends.answers import Sampler
 from millstream.backends.bundled import BUNDLED_MODELS
+from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.context import Layout, choose_layout
-from millstream.backends.llamacpp.model_file import read_model
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
@@ -317,7 +317,7 @@ def test_a_cache_that_does_not_fit_memory_is_refused():
     program = f"""
         import resource
         from pathlib import Path
-        from millstream.backends.llamacpp.model_file import read_model
+        from millstream.backends.gguf.model_file import read_model
         from millstream.backends.llamacpp.worker import load_worker
         from millstream.backends.worker import ModelInfo, WorkerConfig
         from millstream.errors import InsufficientMemory

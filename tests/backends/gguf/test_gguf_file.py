@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream.backends.llamacpp.gguf_file import read_gguf
-from millstream.backends.llamacpp.model_file import read_model
+from millstream.backends.gguf.gguf_file import read_gguf
+from millstream.backends.gguf.model_file import read_model
 from millstream.errors import ModelFormatError
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64 = 4, 5, 6, 7, 8, 9, 10
