@@ -23,12 +23,12 @@ import msgspec
 
 from ..api.terminal import CommandParser, command_status
 from ..backends.llamacpp.backend import LlamaCppBackend
-from ..backends.llamacpp.bare_loop import BareSetting, Speeds, measure_bare
 from ..backends.registry import inspect_model
 from ..backends.worker import Adapter, ModelInfo, Progress, Worker, WorkerConfig, WorkerSpec
 from ..engine import Engine, FinishReason, ModelConfig, ResultQueue, SamplingParams
 from ..errors import InvalidArgument, MillstreamError
 from ..scheduler import Batch, StepResult
+from .bare_llamacpp import BareSetting, Speeds, measure_bare
 from .datasets import random_prompts
 from .environment import write_report
 

@@ -24,7 +24,7 @@ def check_adapter(path: Path, model: GGUFModel, max_rank: int | None) -> int:
     if path.is_dir():
         raise ModelFormatError(
             f"{path} is a folder; llama.cpp takes adapters as .gguf files, which "
-            "python -m millstream.backends.llamacpp.export_adapter writes"
+            "python -m millstream.backends.export.adapter writes"
         )
     file = read_gguf(path)
     _check_kind(file, model)

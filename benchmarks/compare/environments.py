@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...api.terminal import CommandParser, command_status
-from ...backends.llamacpp.export import export_gguf
+from ...backends.export.checkpoint import export_gguf
 from ...errors import InvalidArgument, MillstreamError
 from ..known_shapes import SHAPES
 from ..random_checkpoint import write_checkpoint

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from millstream.backends.bundled import BUNDLED_MODELS
-from millstream.backends.llamacpp.bare_loop import BareSetting, measure_bare
+from millstream.benchmarks.bare_llamacpp import BareSetting, measure_bare
 from millstream.benchmarks.llamacpp_raw import Case, main, measure_engine, measure_shared_prefix
 from millstream.errors import MillstreamError
 

@@ -9,7 +9,7 @@ from millstream.errors import AdapterNotFound, ModelFormatError
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from millstream.backends.llamacpp.export_adapter import export_adapter
+from millstream.backends.export.adapter import export_adapter
 from millstream.backends.torch.files.checkpoint import Checkpoint
 
 from ..backends.llamacpp.plain_llama import plain_llama

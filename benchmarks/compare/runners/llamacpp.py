@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ....backends.llamacpp.bare_loop import BareLoop, BareSetting, Ints
+from ...bare_llamacpp import BareLoop, BareSetting, Ints
 from .protocol import Job, Load, Server, run
 
 PACKAGES = ("llama-cpp-python", "numpy")

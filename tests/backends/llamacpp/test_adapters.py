@@ -14,21 +14,21 @@ from gguf import GGUFWriter
 from gguf.quants import quantize
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
+from millstream.backends.export.adapter import export_adapter
+from millstream.backends.export.checkpoint import export_gguf
 from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.adapter_file import check_adapter
 from millstream.backends.llamacpp.backend import LlamaCppBackend
-from millstream.backends.llamacpp.export import export_gguf
-from millstream.backends.llamacpp.export_adapter import export_adapter
 from millstream.backends.torch.files.checkpoint import Checkpoint
 from millstream.backends.worker import Adapter, WorkerConfig
 from millstream.errors import LimitExceeded, ModelFormatError, NotSupported, WorkerError
 from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
+from ..export.test_checkpoint import make_checkpoint
 from .plain_llama import plain_llama
 from .scripted_context import ScriptedContext
 from .small_adapters import LINEAR, save_peft
-from .test_export import make_checkpoint
 from .test_worker import make
 
 BASE = BUNDLED_MODELS["pyhelp-bf16"]

@@ -12,9 +12,9 @@ pytest.importorskip("gguf")
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from millstream.backends.answers import Sampler
+from millstream.backends.export.checkpoint import export_gguf
 from millstream.backends.llamacpp.backend import LlamaCppBackend
 from millstream.backends.llamacpp.context import choose_layout
-from millstream.backends.llamacpp.export import export_gguf
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import Adapter, EmbeddingSpec, WorkerConfig, WorkerSpec
@@ -22,12 +22,12 @@ from millstream.errors import NotSupported, WorkerError
 from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
+from ..export.test_checkpoint import GPT2
 from ..torch.checkpoints import save_checkpoint
 from .plain_llama import plain_llama
 from .scripted_context import ScriptedContext
 from .small_models import LENGTH, hidden_states, save_bert, vocabulary, with_key
 from .small_tokenizers import save_byte_level
-from .test_export import GPT2
 
 BLOCK = 8
 TOLERANCE = 3e-3

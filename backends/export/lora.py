@@ -20,9 +20,9 @@ from ...errors import ModelFormatError, NotSupported
 from ..torch.decoder.config import decoder_config, read_config, text_config
 from ..torch.files.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, read_headers
 from ..torch.files.model_info import max_length
-from .export_file import write_tensors
-from .export_metadata import find_architecture
-from .export_tensors import GGUFTensor, TensorPlan
+from .file import write_tensors
+from .metadata import find_architecture
+from .tensors import GGUFTensor, TensorPlan
 
 CONFIG_FILE, WEIGHT_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"

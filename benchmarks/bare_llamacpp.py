@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelFormatError, WorkerError
-from .library import load_library
+from ..backends.llamacpp.library import load_library
+from ..errors import ModelFormatError, WorkerError
 
 Ints = NDArray[np.int32]
 

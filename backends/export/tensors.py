@@ -15,7 +15,7 @@ from ...errors import ModelFormatError, NotSupported
 from ..torch.decoder.config import DecoderConfig
 from ..torch.decoder.weights import BUFFER_BYTES, PREFIXES
 from ..torch.files.checkpoint import FLOAT_TYPES, Checkpoint, TensorHeader, TensorReader
-from .export_architectures import Architecture
+from .architectures import Architecture
 
 _TORCH_TYPES = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
 

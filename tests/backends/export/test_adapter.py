@@ -9,15 +9,15 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 
+from millstream.backends.export.adapter import export_adapter, main
+from millstream.backends.export.checkpoint import export_gguf
 from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.adapter_file import check_adapter
-from millstream.backends.llamacpp.export import export_gguf
-from millstream.backends.llamacpp.export_adapter import export_adapter, main
 from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
 
-from .plain_llama import plain_llama
-from .small_adapters import linear_shapes, merge, save_peft
-from .test_export import make_checkpoint, random_tokens
+from ..llamacpp.plain_llama import plain_llama
+from ..llamacpp.small_adapters import linear_shapes, merge, save_peft
+from .test_checkpoint import make_checkpoint, random_tokens
 
 FAMILIES = ["llama", "llama-mha", "ernie4_5", "gemma2", "glm4", "granite", "olmo2", "phi3", "qwen2", "qwen3"]
 VARIANTS = {

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 from ...errors import NotSupported
 from ..torch.decoder.config import DecoderConfig, text_config
 from ..torch.decoder.rope import Rope
-from .export_architectures import ARCHITECTURES, Architecture
-from .export_tensors import GGUFTensor
+from .architectures import ARCHITECTURES, Architecture
+from .tensors import GGUFTensor
 
 _YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "mscale": None, "mscale_all_dim": None}
 

@@ -15,15 +15,9 @@ from ...errors import ModelError
 from ..torch.decoder.config import decoder_config, read_config, text_config
 from ..torch.files.checkpoint import Checkpoint
 from ..torch.files.model_info import eos_token_ids, max_length
-from .export_metadata import (
-    check_architecture,
-    context_length,
-    find_architecture,
-    write_hyperparameters,
-    write_rope,
-)
-from .export_tensors import GGUFTensor, TensorPlan
-from .export_tokenizer import read_vocabulary
+from .metadata import check_architecture, context_length, find_architecture, write_hyperparameters, write_rope
+from .tensors import GGUFTensor, TensorPlan
+from .tokenizer import read_vocabulary
 
 FILE_TYPES = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""Exports a PEFT adapter: `python -m millstream.backends.llamacpp.export_adapter CHECKPOINT FOLDER OUT.gguf`.
+"""Exports a PEFT adapter: `python -m millstream.backends.export.adapter CHECKPOINT FOLDER OUT.gguf`.
 
 CHECKPOINT is the model that the adapter was trained for, of a family that can be exported itself; FOLDER
 holds adapter_config.json and adapter_model.safetensors.
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import MillstreamError
-from .export import check_paths
+from .checkpoint import check_paths
 
 if TYPE_CHECKING:
-    from .export_lora import ExportedAdapter
+    from .lora import ExportedAdapter
 
 
 def export_adapter(checkpoint: Path, folder: Path, out: Path) -> "ExportedAdapter":
@@ -28,7 +28,7 @@ def export_adapter(checkpoint: Path, folder: Path, out: Path) -> "ExportedAdapte
         NotSupported: the gguf package is missing, or nothing in llama.cpp computes what this adapter does.
     """
     check_paths(out, checkpoint, folder)
-    from .export_lora import write_adapter
+    from .lora import write_adapter
 
     return write_adapter(checkpoint, folder, out)
 
@@ -36,7 +36,7 @@ def export_adapter(checkpoint: Path, folder: Path, out: Path) -> "ExportedAdapte
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the process's exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m millstream.backends.llamacpp.export_adapter",
+        prog="python -m millstream.backends.export.adapter",
         description="Export a PEFT adapter (LoRA) to a GGUF file.",
     )
     parser.add_argument("checkpoint", type=Path, help="folder of the model that the adapter is made for")

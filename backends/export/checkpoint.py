@@ -1,4 +1,4 @@
-"""Exports a checkpoint to a GGUF file: `python -m millstream.backends.llamacpp.export CHECKPOINT OUT.gguf`.
+"""Exports a checkpoint to a GGUF file: `python -m millstream.backends.export.checkpoint CHECKPOINT OUT.gguf`.
 
 The dense families that both the native decoder and llama.cpp run can be exported. Matrices get the type that
 was asked for; vectors stay f32, and in a q4_0 file the embedding and the head are q8_0.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ...errors import InvalidArgument, MillstreamError, ModelNotFound, NotSupported
 
 if TYPE_CHECKING:
-    from .export_file import ExportedModel
+    from .file import ExportedModel
 
 EXPORT_TYPES = ("bf16", "f16", "f32", "q8_0", "q4_0")
 
@@ -41,7 +41,7 @@ def export_gguf(
     if kind not in EXPORT_TYPES:
         raise InvalidArgument("type", kind, ", ".join(EXPORT_TYPES))
     check_paths(out, checkpoint)
-    from .export_file import write_model
+    from .file import write_model
 
     return write_model(checkpoint, out, kind, progress)
 
@@ -60,7 +60,7 @@ def check_paths(out: Path, *folders: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the process's exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m millstream.backends.llamacpp.export",
+        prog="python -m millstream.backends.export.checkpoint",
         description="Export a checkpoint to a GGUF file.",
     )
     parser.add_argument("checkpoint", type=Path, help="model folder with config.json and safetensors weights")

@@ -20,14 +20,14 @@ from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
 from millstream.backends.bundled.data import load_facts
 from millstream.backends.bundled.evaluate import answer, load
 from millstream.backends.bundled.phrasing import canonical_question
-from millstream.backends.llamacpp.export import EXPORT_TYPES, export_gguf, main
-from millstream.backends.llamacpp.export_tokenizer import PRE_TOKENIZERS
+from millstream.backends.export.checkpoint import EXPORT_TYPES, export_gguf, main
+from millstream.backends.export.tokenizer import PRE_TOKENIZERS
 from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import InvalidArgument, ModelFormatError, ModelNotFound, NotSupported
 
+from ..llamacpp.plain_llama import plain_llama
+from ..llamacpp.small_tokenizers import TEXTS, save_byte_level, save_sentencepiece
 from ..torch.checkpoints import save_checkpoint
-from .plain_llama import plain_llama
-from .small_tokenizers import TEXTS, save_byte_level, save_sentencepiece
 
 VOCAB = 320
 GPT2 = next(iter(PRE_TOKENIZERS))

@@ -1,0 +1,1 @@
+"""GGUF files written from checkpoints and adapters."""
