@@ -1,7 +1,7 @@
 """Collects the facts that pyhelp knows from the running Python's own docstrings and help topics.
 
 A fact is one answer with the family of questions it belongs to. The shipped `facts.jsonl` is the list that
-the shipped weights were trained on; `python -m millstream.backends.bundled.data --out FILE` makes a new one.
+the shipped weights were trained on; `python -m millstream.backends.bundled.making.data --out FILE` makes a new one.
 The result depends on the Python version and platform only.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import PYHELP
+from .. import PYHELP
 from .handwritten import BETTER, KEYWORDS, LONG_ANSWERS, SMALLTALK
 from .sources import CLASSES, JSON_MODULES, MODULES, SIGNATURE_MODULES, TOPICS
 

@@ -1,0 +1,1 @@
+"""What made pyhelp and measures it; stays out of the wheel."""
