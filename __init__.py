@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from . import allspark, errors
     from .engine import AsyncEngine, Engine, ModelConfig
     from .scheduler import SamplingParams
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": ".engine",

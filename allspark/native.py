@@ -10,10 +10,10 @@ from typing import Self
 
 import msgspec
 
-from .. import __version__
 from ..backends.worker import Tokenizer
 from ..engine import Engine as MillstreamEngine
 from ..errors import LimitExceeded, MillstreamError
+from ..version import __version__
 from .enums import AsStatus
 from .model_config import AsModelConfig, engine_config
 from .runtime_config import AsModelRuntimeConfigBuilder

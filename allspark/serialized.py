@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from .. import __version__
 from ..errors import InvalidArgument, ModelFormatError, ModelNotFound
+from ..version import __version__
 
 FORMAT = "millstream"
 GRAPH_SUFFIX = ".asgraph"

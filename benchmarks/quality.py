@@ -22,7 +22,7 @@ import msgspec
 from ..api.cli_options import add_engine_flags, model_config
 from ..api.terminal import CommandParser, command_status, counting_bar
 from ..backends.bundled import BUNDLED_MODELS
-from ..backends.bundled.making.data import load_facts
+from ..backends.bundled.facts import load_facts
 from ..backends.bundled.phrasing import canonical_question
 from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS, Tokenizer
 from ..engine import Engine, ModelConfig, ResultQueue, SamplingParams

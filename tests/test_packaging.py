@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STAYS_OUT = {"millstream.backends.bundled.making"}
+"""What a checkout has and a wheel does not: the code that made the bundled model."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -17,7 +19,8 @@ def test_every_package_is_listed():
         parts = init.relative_to(ROOT).parent.parts
         if not any(part.startswith(".") or part in ("build", "tests") for part in parts):
             found.add(".".join(("millstream", *parts)))
-    assert listed == found
+    assert listed == found - STAYS_OUT
+    assert found >= STAYS_OUT
 
 
 def test_every_package_says_in_its_first_line_what_lives_there():

@@ -68,7 +68,7 @@ def create_app(
     Raises:
         InvalidArgument: two API keys share a name or are the same.
     """
-    from ... import __version__
+    from ...version import __version__
 
     app = FastAPI(
         title="Millstream",

@@ -61,7 +61,7 @@ def tracing_to(processor: SpanProcessor) -> Tracing:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    from ... import __version__
+    from ...version import __version__
 
     resource = Resource.create({SERVICE_NAME: "millstream", SERVICE_VERSION: __version__})
     # The process's own exit calls `close`; an exit hook of the library's would keep a second reference.

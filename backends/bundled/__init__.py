@@ -1,4 +1,4 @@
-"""The models that ship inside the package, and the code that makes and measures them."""
+"""The models that ship inside the package, and the facts they were taught."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .making.data import Fact
+from .facts import Fact
 
 __all__ = ["CONTINUED", "QUESTIONS", "Message", "canonical_question", "conversation", "plain_text", "vary"]
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 from starlette.types import Scope
 
-from .... import __version__
 from ....engine import AsyncEngine, ResultQueue
+from ....version import __version__
 from ..config import ServerConfig
 from ..keys import ADMIN_NAME
 from .continuity import Continuity

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
-from .... import __version__
 from ....engine import AsyncEngine, ModelState
+from ....version import __version__
 from ..draining import Drain, Phase
 from .context import Config, Service
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from tokenizers import Tokenizer
 
+from ..facts import Fact
 from ..phrasing import Message, conversation, plain_text
-from .data import Fact
 from .tokenizer import END_OF_TEXT, IM_END, IM_START, token_id
 
 __all__ = ["Batch", "Corpus"]

@@ -1,8 +1,8 @@
 """Collects the facts that pyhelp knows from the running Python's own docstrings and help topics.
 
 A fact is one answer with the family of questions it belongs to. The shipped `facts.jsonl` is the list that
-the shipped weights were trained on; `python -m millstream.backends.bundled.making.data --out FILE` makes a new one.
-The result depends on the Python version and platform only.
+the shipped weights were trained on; `python -m millstream.backends.bundled.making.data --out FILE` makes a
+new one. The result depends on the Python version and platform only.
 """
 
 from __future__ import annotations
@@ -16,38 +16,20 @@ import pydoc
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import PYHELP
+from ..facts import FACTS_FILE, Fact, save_facts
 from .handwritten import BETTER, KEYWORDS, LONG_ANSWERS, SMALLTALK
 from .sources import CLASSES, JSON_MODULES, MODULES, SIGNATURE_MODULES, TOPICS
 
-__all__ = ["FACTS_FILE", "Fact", "build_facts", "load_facts", "save_facts"]
-
-FACTS_FILE: Path = PYHELP / "facts.jsonl"
-"""The facts that the shipped weights were trained on."""
+__all__ = ["build_facts"]
 
 MAX_ANSWER_CHARS = 210
 MAX_TOPIC_CHARS = 260
 MAX_SIGNATURE_CHARS = 110
 NO_DESCRIPTION = ("Copyright", "http", "$", "Module ", "Function ", "def ")
 """How a paragraph of a module's docstring begins that does not describe the module."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One answer and what it is asked about.
-
-    `kind` names the family of question phrasings (see `phrasing.py`), `name` fills them in; `questions`
-    holds the literal questions of a fact that has no family.
-    """
-
-    kind: str
-    name: str
-    answer: str
-    questions: tuple[str, ...] = ()
 
 
 def _first_sentences(text: str, limit: int = MAX_ANSWER_CHARS) -> str | None:
@@ -217,18 +199,6 @@ def build_facts() -> list[Fact]:
     add(Fact("chat", questions[0], answer, questions) for questions, answer in SMALLTALK)
     add(Fact("long", questions[0], answer, questions) for questions, answer in LONG_ANSWERS)
     return list(facts.values())
-
-
-def save_facts(facts: list[Fact], path: Path) -> None:
-    """Writes one JSON object per line."""
-    lines = [json.dumps({k: v for k, v in asdict(fact).items() if v}) for fact in facts]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def load_facts(path: Path = FACTS_FILE) -> list[Fact]:
-    """Reads what `save_facts` wrote."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Fact(r["kind"], r["name"], r["answer"], tuple(r.get("questions", ()))) for r in rows]
 
 
 def main() -> None:

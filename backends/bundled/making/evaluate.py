@@ -1,4 +1,4 @@
-"""Measures how many of its facts pyhelp knows by heart: `python -m millstream.backends.bundled.making.evaluate`.
+"""Measures how many of its facts pyhelp knows by heart (`python -m millstream.backends.bundled.making.evaluate`).
 
 The weights are read as stored in bf16 and computed with in fp32 unless told otherwise, decoding is greedy,
 and an answer counts only when the whole of it is equal, character by character, to the fact.
@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .. import PYHELP
+from ..facts import FACTS_FILE, Fact, load_facts
 from ..phrasing import canonical_question, vary
-from .data import FACTS_FILE, Fact, load_facts
 
 __all__ = ["Outcome", "answer", "ask", "load", "main"]
 

@@ -1,4 +1,4 @@
-"""Trains pyhelp from nothing within a given time: `python -m millstream.backends.bundled.making.train --out DIR`.
+"""Trains pyhelp from nothing in a given time: `python -m millstream.backends.bundled.making.train --out DIR`.
 
 The learning rate follows the elapsed time, so that a run of any length ends annealed.
 """
@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..facts import FACTS_FILE, load_facts
 from ..phrasing import QUESTIONS, canonical_question
 from .corpus import Corpus
-from .data import FACTS_FILE, load_facts
 from .tokenizer import END_OF_TEXT, IM_END, VOCAB_SIZE, save_tokenizer, token_id, train_tokenizer
 
 __all__ = ["train"]

@@ -17,7 +17,7 @@ pytest.importorskip("llama_cpp")
 import gguf
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
-from millstream.backends.bundled.making.data import load_facts
+from millstream.backends.bundled.facts import load_facts
 from millstream.backends.bundled.making.evaluate import answer, load
 from millstream.backends.bundled.phrasing import canonical_question
 from millstream.backends.export.checkpoint import EXPORT_TYPES, export_gguf, main

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from millstream.backends.bundled import PYHELP
-from millstream.backends.bundled.making.data import load_facts
+from millstream.backends.bundled.facts import load_facts
 from millstream.backends.bundled.phrasing import canonical_question
 from millstream.backends.fake import FakeBackend
 from millstream.backends.native import Missing
