@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    from .api.cli import main as run
+    from .api.cli.main import main as run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import msgspec
 
-from ..api.terminal import CommandParser, command_status, progress_line
+from ..api.cli.terminal import CommandParser, command_status, progress_line
 from ..backends.machine.hardware import inspect_hardware
 from ..backends.native import Missing, levels
 from ..backends.worker import QUANTIZATIONS

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ..api.cli_options import add_engine_flags, model_config
-from ..api.terminal import CommandParser, command_status, counting_bar, loading_line
+from ..api.cli.options import add_engine_flags, model_config
+from ..api.cli.terminal import CommandParser, command_status, counting_bar, loading_line
 from ..engine import Engine
 from ..errors import InvalidArgument
 from .datasets import plain_token_ids, random_prompts

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ..api.terminal import CommandParser, command_status
+from ..api.cli.terminal import CommandParser, command_status
 from ..backends.llamacpp.backend import LlamaCppBackend
 from ..backends.registry import inspect_model
 from ..backends.worker import Adapter, ModelInfo, Progress, Worker, WorkerConfig, WorkerSpec

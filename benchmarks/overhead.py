@@ -22,8 +22,8 @@ from time import perf_counter, process_time, thread_time
 
 import msgspec
 
-from ..api.running import run_async
-from ..api.terminal import CommandParser, command_status
+from ..api.cli.running import run_async
+from ..api.cli.terminal import CommandParser, command_status
 from ..backends.bundled import PYHELP
 from ..backends.fake import FakeBackend, FakeWorker
 from ..backends.text.tokenizer import HFTokenizer

@@ -19,8 +19,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from ..api.cli_options import add_engine_flags, model_config
-from ..api.terminal import CommandParser, command_status, counting_bar
+from ..api.cli.options import add_engine_flags, model_config
+from ..api.cli.terminal import CommandParser, command_status, counting_bar
 from ..backends.bundled import BUNDLED_MODELS
 from ..backends.bundled.facts import load_facts
 from ..backends.bundled.phrasing import canonical_question

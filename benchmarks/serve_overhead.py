@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 import psutil
 
-from ..api.running import run_async
-from ..api.terminal import CommandParser, command_status
+from ..api.cli.running import run_async
+from ..api.cli.terminal import CommandParser, command_status
 from ..errors import InvalidArgument, MillstreamError, NotSupported
 from .environment import write_report
 from .serve.flags import make_parser

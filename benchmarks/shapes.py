@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..api.terminal import CommandParser, command_status, progress_line
+from ..api.cli.terminal import CommandParser, command_status, progress_line
 from .known_shapes import SHAPES
 from .random_checkpoint import DTYPES, write_checkpoint
 

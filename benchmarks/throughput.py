@@ -14,9 +14,9 @@ from time import perf_counter
 
 import msgspec
 
-from ..api.cli_options import add_engine_flags, model_config
-from ..api.running import run_async
-from ..api.terminal import CommandParser, command_status, counting_bar, loading_line
+from ..api.cli.options import add_engine_flags, model_config
+from ..api.cli.running import run_async
+from ..api.cli.terminal import CommandParser, command_status, counting_bar, loading_line
 from ..engine import AsyncEngine, Engine, EngineStats, FinishReason, ModelConfig, ResultQueue
 from ..errors import MillstreamError
 from .environment import write_report

@@ -31,7 +31,7 @@ def test_every_package_says_in_its_first_line_what_lives_there():
 
 def test_importing_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, millstream, millstream.engine, millstream.scheduler, millstream.api.cli\n"
+        "import sys, millstream, millstream.engine, millstream.scheduler, millstream.api.cli.main\n"
         "heavy = {'torch', 'transformers', 'llama_cpp'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} were imported' if heavy else 0)"
     )

@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ...errors import InvalidArgument
-from ..running import run_async
+from ..cli.running import run_async
 from .config import ServerConfig
 from .draining import CANCEL_SECONDS, Drain, Phase
 from .service import ModelService

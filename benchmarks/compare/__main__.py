@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...api.terminal import CommandParser, command_status
+from ...api.cli.terminal import CommandParser, command_status
 from ...backends.machine.hardware import inspect_hardware
 from ...errors import InvalidArgument
 from ..environment import write_report

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...api.terminal import CommandParser, command_status
+from ...api.cli.terminal import CommandParser, command_status
 from ...backends.export.checkpoint import export_gguf
 from ...errors import InvalidArgument, MillstreamError
 from ..known_shapes import SHAPES

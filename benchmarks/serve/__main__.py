@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...api.running import run_async
-from ...api.terminal import command_status
+from ...api.cli.running import run_async
+from ...api.cli.terminal import command_status
 from ...errors import NotSupported
 from ..environment import find_environment
 from .flags import make_parser

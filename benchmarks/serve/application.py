@@ -12,13 +12,13 @@ from time import sleep
 
 from fastapi import FastAPI
 
+from ...api.cli.terminal import CommandParser, command_status
 from ...api.server.app import create_app
 from ...api.server.config import ServerConfig
 from ...api.server.logs import configure_logging
 from ...api.server.metrics import ServerMetrics
 from ...api.server.service import ModelService
 from ...api.server.serving import Prepare, run_server
-from ...api.terminal import CommandParser, command_status
 from ...backends.fake import FakeBackend, FakeWorker
 from ...backends.worker import ModelInfo, Progress, WorkerConfig, WorkerSpec
 from ...engine import AsyncEngine, ModelConfig

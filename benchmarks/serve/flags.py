@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...api.terminal import CommandParser
+from ...api.cli.terminal import CommandParser
 from .endpoints import PATHS
 from .statistics import METRICS
 

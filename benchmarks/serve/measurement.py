@@ -4,7 +4,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from ...api.terminal import counting_bar
+from ...api.cli.terminal import counting_bar
 from .arrivals import arrival_times, cancel_delays
 from .client import Call, Client
 from .endpoints import Wish, encode_body

@@ -13,8 +13,8 @@ from typing import cast
 
 import msgspec
 
-from ...api.running import run_async
-from ...api.terminal import CommandParser, command_status
+from ...api.cli.running import run_async
+from ...api.cli.terminal import CommandParser, command_status
 from ...errors import InvalidArgument
 
 _DEFAULT_TOKENS = 16

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from millstream.api.running import run_async
+from millstream.api.cli.running import run_async
 from millstream.backends.fake import CharacterTokenizer, FakeBackend
 from millstream.benchmarks import latency, throughput
 from millstream.benchmarks.datasets import Prompt

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from millstream.api.terminal import command_status
+from millstream.api.cli.terminal import command_status
 from millstream.errors import InvalidArgument
 
 
@@ -47,7 +47,7 @@ def test_a_defect_is_not_hidden() -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     program = (
-        "import sys; from millstream.api.terminal import command_status\n"
+        "import sys; from millstream.api.cli.terminal import command_status\n"
         "def command():\n"
         "    for number in range(100_000):\n"
         "        print(number)\n"

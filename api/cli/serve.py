@@ -8,17 +8,17 @@ from typing import Any
 
 import msgspec
 
-from ..engine import AsyncEngine, ModelConfig, Policy
-from ..errors import InvalidArgument
-from .cli_options import DEFAULT_MODEL, add_engine_flags, model_config
-from .server.app import create_app
-from .server.config import ServerConfig
-from .server.keys import ApiKey, keys_from_environment, load_keys
-from .server.logs import configure_logging
-from .server.metrics import ServerMetrics
-from .server.service import ModelService
-from .server.serving import run_server
-from .server.tracing import start_tracing
+from ...engine import AsyncEngine, ModelConfig, Policy
+from ...errors import InvalidArgument
+from ..server.app import create_app
+from ..server.config import ServerConfig
+from ..server.keys import ApiKey, keys_from_environment, load_keys
+from ..server.logs import configure_logging
+from ..server.metrics import ServerMetrics
+from ..server.service import ModelService
+from ..server.serving import run_server
+from ..server.tracing import start_tracing
+from .options import DEFAULT_MODEL, add_engine_flags, model_config
 from .terminal import loading_line
 
 _MAX_QUEUED_REQUESTS = 1024

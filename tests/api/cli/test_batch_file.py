@@ -5,14 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millstream.api.batch_file import (
-    InputRow,
-    ResultRow,
-    SampleRow,
-    finished_rows,
-    read_rows,
-    row_params,
-)
+from millstream.api.cli.batch_file import InputRow, ResultRow, SampleRow, finished_rows, read_rows, row_params
 from millstream.errors import InvalidArgument
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from millstream.api.cli import main
-from millstream.api.model_list import cached_models, describe
+from millstream.api.cli.main import main
+from millstream.api.cli.models import cached_models, describe
 
 
 def cached(cache: Path, name: str, commit: str = "c0ffee", reference: str = "main") -> Path:

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from ..engine import FinishReason, ResultQueue
-from ..errors import MillstreamError, ModelStateError
-from ..scheduler import SamplingParams
+from ...engine import FinishReason, ResultQueue
+from ...errors import MillstreamError, ModelStateError
+from ...scheduler import SamplingParams
 from .batch_file import InputRow, ResultRow, SampleRow, row_params
 from .running import PromptMaker, RunningModel, text_params
 

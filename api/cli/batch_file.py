@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import InvalidArgument
-from ..scheduler import SamplingParams
+from ...errors import InvalidArgument
+from ...scheduler import SamplingParams
 
 Key = int | str
 """A row's custom_id, or its index where it has none."""

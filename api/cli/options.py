@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS
-from ..engine import ModelConfig, Policy
-from ..engine.config import BLOCK_SIZES
-from ..errors import InvalidArgument
-from ..scheduler import SamplingParams
+from ...backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS
+from ...engine import ModelConfig, Policy
+from ...engine.config import BLOCK_SIZES
+from ...errors import InvalidArgument
+from ...scheduler import SamplingParams
 
 DEFAULT_MODEL = "pyhelp"
 

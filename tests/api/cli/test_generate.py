@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from millstream.api.batch import GenerateTask
-from millstream.api.batch_file import InputRow, ResultRow
-from millstream.api.completer import Completer, complete_rows
+from millstream.api.cli.batch_file import InputRow, ResultRow
+from millstream.api.cli.completer import Completer, complete_rows
+from millstream.api.cli.generate import GenerateTask
+from millstream.api.cli.running import PromptMaker, run_async, running_model
 from millstream.api.handlers import ModelHandler
-from millstream.api.running import PromptMaker, run_async, running_model
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
 from millstream.backends.text.tokenizer import HFTokenizer

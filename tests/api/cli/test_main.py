@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream.api.cli import main
+from millstream.api.cli.main import main
 from millstream.benchmarks.known_shapes import SHAPES
 from millstream.benchmarks.random_checkpoint import write_checkpoint
 
@@ -53,7 +53,7 @@ def test_generate_with_a_torch_checkpoint(capsys: pytest.CaptureFixture[str], tm
 
 def test_nothing_heavy_is_imported_before_a_model_is_loaded() -> None:
     program = (
-        "import sys; from millstream.api.cli import main; main(['generate', '--help'])\n"
+        "import sys; from millstream.api.cli.main import main; main(['generate', '--help'])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'rich', 'tokenizers', 'huggingface_hub'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )

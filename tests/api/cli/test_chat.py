@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millstream.api.chat import Conversation
+from millstream.api.cli.chat import Conversation
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
 from millstream.backends.text.tokenizer import HFTokenizer

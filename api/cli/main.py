@@ -45,7 +45,7 @@ def _run(argv: Sequence[str]) -> int:
             command.set_defaults(run=home.run)
     options = parser.parse_args(argv)
     if options.version:
-        from ..version import __version__
+        from ...version import __version__
 
         print(f"millstream {__version__}")
         return 0

@@ -6,10 +6,10 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from ..engine import Engine, FinishReason, ModelConfig
-from ..errors import InvalidArgument, LimitExceeded, MillstreamError
-from .cli_options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
-from .handlers import handler_for
+from ...engine import Engine, FinishReason, ModelConfig
+from ...errors import InvalidArgument, LimitExceeded, MillstreamError
+from ..handlers import handler_for
+from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
 from .running import PromptMaker, text_params
 from .terminal import loading_line
 

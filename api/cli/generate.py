@@ -11,17 +11,11 @@ from typing import Any
 
 import msgspec
 
-from ..engine import ModelConfig, ResultQueue
-from ..errors import InvalidArgument, MillstreamError
+from ...engine import ModelConfig, ResultQueue
+from ...errors import InvalidArgument, MillstreamError
 from .batch_file import InputRow, Key, ResultRow, finished_rows, read_rows
-from .cli_options import (
-    DEFAULT_MODEL,
-    add_engine_flags,
-    add_sampling_flags,
-    model_config,
-    sampling_fields,
-)
 from .completer import Completer, complete_rows
+from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
 from .running import PromptMaker, RunningModel, run_async, running_model, text_params
 from .terminal import counting_bar
 

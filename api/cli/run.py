@@ -8,10 +8,10 @@ from itertools import cycle, islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..engine import EngineStats, ModelConfig, ResultQueue
-from ..errors import InvalidArgument, MillstreamError
-from .cli_options import DEFAULT_MODEL, add_engine_flags, model_config
-from .handlers import ModelHandler
+from ...engine import EngineStats, ModelConfig, ResultQueue
+from ...errors import InvalidArgument, MillstreamError
+from ..handlers import ModelHandler
+from .options import DEFAULT_MODEL, add_engine_flags, model_config
 from .running import PromptMaker, RunningModel, run_async, running_model, text_params
 
 if TYPE_CHECKING:

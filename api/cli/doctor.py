@@ -5,11 +5,11 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ..backends.machine.hardware import Hardware, inspect_hardware
-from ..backends.native import Missing, best_level
-from ..engine import AsyncEngine, ModelConfig
-from ..engine.memory_plan import MemoryPlan, gib
-from .cli_options import add_engine_flags, model_config
+from ...backends.machine.hardware import Hardware, inspect_hardware
+from ...backends.native import Missing, best_level
+from ...engine import AsyncEngine, ModelConfig
+from ...engine.memory_plan import MemoryPlan, gib
+from .options import add_engine_flags, model_config
 from .running import run_async
 
 _PACKAGES = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from millstream.api import doctor
-from millstream.api.cli import main
-from millstream.api.doctor import describe_hardware, describe_kernels, describe_plan
+from millstream.api.cli import doctor
+from millstream.api.cli.doctor import describe_hardware, describe_kernels, describe_plan
+from millstream.api.cli.main import main
 from millstream.backends.machine.hardware import Gpu, Hardware, MemoryLimit
 from millstream.backends.native import Missing
 from millstream.engine import MemoryPlan

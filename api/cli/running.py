@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from ..engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
-from ..scheduler import SamplingParams
-from .cli_options import sampling_params
-from .handlers import ModelHandler, handler_for
+from ...engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
+from ...scheduler import SamplingParams
+from ..handlers import ModelHandler, handler_for
+from .options import sampling_params
 from .terminal import loading_line
 
 Result = TypeVar("Result")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from ..backends.bundled import BUNDLED_MODELS
-from ..backends.models.model_files import missing_files
-from ..errors import ModelFormatError
+from ...backends.bundled import BUNDLED_MODELS
+from ...backends.models.model_files import missing_files
+from ...errors import ModelFormatError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 

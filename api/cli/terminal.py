@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NoReturn
 
-from ..errors import MillstreamError
+from ...errors import MillstreamError
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + 2

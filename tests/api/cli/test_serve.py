@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from millstream.api.cli import main
+from millstream.api.cli.main import main
 
-from .server_process import ServerProcess
+from ..server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX'")
 SMALL = ("--max-length", "1024", "--num-blocks", "256", "--threads", "1")

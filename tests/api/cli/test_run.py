@@ -2,8 +2,8 @@
 
 import pytest
 
-from millstream.api.demo import QUESTIONS, demonstrate
-from millstream.api.running import run_async
+from millstream.api.cli.run import QUESTIONS, demonstrate
+from millstream.api.cli.running import run_async
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
 from millstream.backends.text.tokenizer import HFTokenizer

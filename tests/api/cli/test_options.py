@@ -4,14 +4,14 @@ from argparse import Namespace
 
 import pytest
 
-from millstream.api.cli_options import (
+from millstream.api.cli.options import (
     add_engine_flags,
     add_sampling_flags,
     model_config,
     sampling_fields,
     sampling_params,
 )
-from millstream.api.terminal import CommandParser
+from millstream.api.cli.terminal import CommandParser
 from millstream.engine import ModelConfig, Policy
 from millstream.errors import InvalidArgument
 from millstream.scheduler import SamplingParams
