@@ -11,10 +11,10 @@ Command = Callable[[argparse.Namespace], int]
 
 _COMMANDS = {
     "serve": (".serve", "serve models over HTTP, as OpenAI does"),
-    "run": (".demo", "answer several questions at the same time, as a demonstration"),
-    "generate": (".batch", "continue or answer prompts, a few or a file of them"),
+    "run": (".run", "answer several questions at the same time, as a demonstration"),
+    "generate": (".generate", "continue or answer prompts, a few or a file of them"),
     "chat": (".chat", "talk with a model"),
-    "models": (".model_list", "list the models on this machine"),
+    "models": (".models", "list the models on this machine"),
     "doctor": (".doctor", "show what was found on this machine, and what a model would take"),
 }
 """Command -> the module that has its `add_flags(parser)` and `run(options)`, and what it does."""

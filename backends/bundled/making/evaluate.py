@@ -1,4 +1,4 @@
-"""Measures how many of its facts pyhelp knows by heart (`python -m millstream.backends.bundled.making.evaluate`).
+"""Measures how many of its facts pyhelp knows by heart: run it with `python -m` and its dotted name.
 
 The weights are read as stored in bf16 and computed with in fp32 unless told otherwise, decoding is greedy,
 and an answer counts only when the whole of it is equal, character by character, to the fact.
