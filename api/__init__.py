@@ -1,1 +1,1 @@
-"""Faces of the engine for people: cli/ the command line, server/ the HTTP server, handlers/ families' manners."""
+"""Faces of the engine for people: cli/ the command line, server/ the HTTP server, handlers/ model families."""
