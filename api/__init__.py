@@ -1,1 +1,1 @@
-"""Faces of the engine for people: cli/ the command line, server/ the HTTP server, handlers/ model families."""
+"""Faces of the engine for people: the command line (cli), HTTP (server), manners of families (handlers)."""
