@@ -4,9 +4,7 @@ Templates come with models from strangers. They run in Jinja's immutable sandbox
 filters that transformers documents for them, and see nothing but plain JSON values.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -131,74 +129,9 @@ class ChatTemplates:
 
     @cached_property
     def _environment(self) -> "SandboxedEnvironment":
-        return _make_environment()
+        from .template_sandbox import make_environment
 
-
-def _make_environment() -> "SandboxedEnvironment":
-    """The environment that transformers documents for chat templates.
-
-    Blocks are trimmed, `tojson` does not escape HTML, and there are `{% break %}`, `{% continue %}` and
-    `{% generation %}`.
-    """
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the model wrote, for training; here it only groups its body."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    class SafeNamespace(Namespace):
-        """A namespace without private attributes, which lead out of the sandbox."""
-
-        def __init__(*arguments: Any, **values: Any) -> None:
-            self, *rest = arguments
-            Namespace.__init__(self, *rest, **values)
-            for name in dict(*rest, **values):
-                _check_name(name)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _check_name(name)
-            super().__setitem__(name, value)
-
-    def _check_name(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold the private name {name}")
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        dict=lambda *pairs, **values: dict(*pairs, **values),
-        namespace=SafeNamespace,
-    )
-    return environment
+        return make_environment()
 
 
 def _conversation(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

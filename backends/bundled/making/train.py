@@ -111,6 +111,19 @@ def rate_at(progress: float, peak: float) -> float:
     return peak * min(1.0, progress / 0.02) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))
 
 
+def make_optimizer(model: LlamaForCausalLM, peak: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves vectors (norms) as they are."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
+        lr=peak,
+        betas=(0.9, 0.97),
+        eps=1e-8,
+        fused=True,
+    )
+
+
 def train(
     out: Path,
     minutes: float,
@@ -124,15 +137,7 @@ def train(
     started = time.monotonic()
     model, tokenizer = prepare(out, facts_file)
     corpus = Corpus(load_facts(facts_file), tokenizer, batch_tokens, SEED)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
-        lr=peak,
-        betas=(0.9, 0.97),
-        eps=1e-8,
-        fused=True,
-    )
+    optimizer = make_optimizer(model, peak)
     if compiled:
         for layer in model.model.layers:
             layer.compile()
