@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LimitExceeded, WorkerError
-from ..scheduler.batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from ..scheduler.batch import Batch, Chunk, Pooling, SequenceStart, StepResult, TokenLogprobs, Wants
 from .answers.pooling import Pooler
 from .machine.hardware import MemoryLimit
 from .text.chat_template import ChatTemplates
@@ -70,7 +70,7 @@ class FakeWorker:
         return self._spec
 
     def execute(self, batch: Batch) -> StepResult:
-        """Write every token's slot first, as a packed layer does, then read the last slot of each slice."""
+        """Write every token's slot first, as a packed layer does, then read the last slot of each chunk."""
         if self._closed:
             raise WorkerError("the worker is closed")
         if self._on_batch is not None:
@@ -93,32 +93,32 @@ class FakeWorker:
         logprobs: dict[int, TokenLogprobs] = {}
         prompt_logprobs: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         embeddings: dict[int, tuple[float, ...]] = {}
-        for piece in batch.slices:
-            blocks, position = piece.blocks, piece.start
-            start = self._sequences[piece.seq]
+        for chunk in batch.chunks:
+            blocks, position = chunk.blocks, chunk.start
+            start = self._sequences[chunk.seq]
             state = crc32(start.adapter.encode()) if start.adapter is not None else 0
             if position:
                 previous = position - 1
                 state = slots[blocks[previous // size] * size + previous % size]
                 if state == _EMPTY:
-                    raise WorkerError(f"sequence {piece.seq} reads position {previous}, never computed")
-            for token in piece.tokens:
+                    raise WorkerError(f"sequence {chunk.seq} reads position {previous}, never computed")
+            for token in chunk.tokens:
                 state = _mix(state, token + position)
                 slots[blocks[position // size] * size + position % size] = state
                 position += 1
-            if start.params.prompt_logprobs is not None and piece.start < start.num_prompt_tokens:
-                prompt_logprobs[piece.seq] = self._prompt_logprobs(start, piece.start, position)
+            if start.params.prompt_logprobs is not None and chunk.start < start.num_prompt_tokens:
+                prompt_logprobs[chunk.seq] = self._prompt_logprobs(start, chunk.start, position)
             if start.pooling is not None:
-                self._pooler.add(piece.seq, self._hidden_states(piece))
-            if piece.wants is not Wants.TOKEN:
+                self._pooler.add(chunk.seq, self._hidden_states(chunk))
+            if chunk.wants is not Wants.TOKEN:
                 token_ids.append(None)
-                if piece.wants is Wants.EMBEDDING:
-                    embeddings[piece.seq] = self._pooler.finish(piece.seq, position)
+                if chunk.wants is Wants.EMBEDDING:
+                    embeddings[chunk.seq] = self._pooler.finish(chunk.seq, position)
                 continue
             token = self._next_token(start, state, position)
             token_ids.append(token)
             if start.params.logprobs:
-                logprobs[piece.seq] = TokenLogprobs(-0.5, ((token, -0.5),) * bool(start.params.top_logprobs))
+                logprobs[chunk.seq] = TokenLogprobs(-0.5, ((token, -0.5),) * bool(start.params.top_logprobs))
         return StepResult(token_ids, logprobs, prompt_logprobs, embeddings)
 
     def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
@@ -140,21 +140,21 @@ class FakeWorker:
 
     def _check(self, batch: Batch) -> None:
         """Raise WorkerError where the batch asks for what the spec says this worker cannot do."""
-        starts = [self._sequences[piece.seq] for piece in batch.slices]
+        starts = [self._sequences[chunk.seq] for chunk in batch.chunks]
         adapters = {start.adapter for start in starts}
         if unknown := adapters - self._adapters - {None}:
             raise WorkerError(f"adapters {unknown} are not loaded")
         if len(adapters) > 1 and not self._spec.mixes_adapters:
             raise WorkerError(f"adapters {adapters} in one batch")
-        for piece, start in zip(batch.slices, starts, strict=True):
-            if not self._spec.chunks_prompts and len(piece.tokens) != len(start.token_ids):
-                raise WorkerError(f"sequence {piece.seq} comes in pieces")
+        for chunk, start in zip(batch.chunks, starts, strict=True):
+            if not self._spec.chunks_prompts and len(chunk.tokens) != len(start.token_ids):
+                raise WorkerError(f"sequence {chunk.seq} comes in chunks")
 
-    def _hidden_states(self, piece: Slice) -> NDArray[np.float32]:
-        """[tokens, FAKE_EMBEDDING_SIZE] made of the digests in the slots of a slice."""
+    def _hidden_states(self, chunk: Chunk) -> NDArray[np.float32]:
+        """[tokens, FAKE_EMBEDDING_SIZE] made of the digests in the slots of a chunk."""
         size = self._spec.block_size
-        positions = range(piece.start, piece.start + len(piece.tokens))
-        states = [self._slots[piece.blocks[p // size] * size + p % size] for p in positions]
+        positions = range(chunk.start, chunk.start + len(chunk.tokens))
+        states = [self._slots[chunk.blocks[p // size] * size + p % size] for p in positions]
         shifts = np.arange(FAKE_EMBEDDING_SIZE) * 8
         return ((np.array(states)[:, None] >> shifts & 255) / 256).astype(np.float32)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends.answers import Sampler
-from ..backends.answers.native_chooser import NativeChooser
+from ..backends.answers.native_token_sampler import NativeTokenSampler
 from ..backends.machine.pages import reserve
 from ..backends.native import load
 from ..backends.native.linear import PLAIN, NativeLinear, has_bf16_products, pack
@@ -84,21 +84,21 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def make_inputs(slices: Sequence[tuple[int, int]], vocab: int) -> StepInputs:
-    """A step of slices (new tokens, context with them) that wants each one's last logits.
+def make_inputs(chunks: Sequence[tuple[int, int]], vocab: int) -> StepInputs:
+    """A step of chunks (new tokens, context with them) that wants each one's last logits.
 
     Blocks lie scattered, as after long use.
     """
-    counts = [new for new, _ in slices]
-    lengths = [context for _, context in slices]
+    counts = [new for new, _ in chunks]
+    lengths = [context for _, context in chunks]
     needed = [-(-length // BLOCK_SIZE) for length in lengths]
     generator = torch.Generator().manual_seed(1)
     ids = torch.randperm(sum(needed), generator=generator)
-    tables = torch.zeros(len(slices), max(needed), dtype=torch.int64)
+    tables = torch.zeros(len(chunks), max(needed), dtype=torch.int64)
     for table, part in zip(tables, torch.split(ids, needed), strict=True):
         table[: len(part)] = part
-    positions = torch.cat([torch.arange(length - new, length) for new, length in slices])
-    owners = torch.repeat_interleave(torch.arange(len(slices)), torch.tensor(counts))
+    positions = torch.cat([torch.arange(length - new, length) for new, length in chunks])
+    owners = torch.repeat_interleave(torch.arange(len(chunks)), torch.tensor(counts))
     slots = tables[owners, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     starts = [0, *torch.tensor(counts).cumsum(0).tolist()]
     return StepInputs(
@@ -110,7 +110,7 @@ def make_inputs(slices: Sequence[tuple[int, int]], vocab: int) -> StepInputs:
         block_tables=tables,
         logit_rows=torch.tensor(starts[1:]) - 1,
         state_rows=torch.empty(0, dtype=torch.int64),
-        sequence_ids=tuple(range(len(slices))),
+        sequence_ids=tuple(range(len(chunks))),
     )
 
 
@@ -236,7 +236,7 @@ def sampling_cases(level: str, vocab: int, rows: int) -> Iterator[KernelCase]:
     }
     logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(0)) * 2
     for name, params in ways.items():
-        sampler = Sampler(vocab, rows, CPU, NativeChooser(vocab, level))
+        sampler = Sampler(vocab, rows, CPU, NativeTokenSampler(vocab, level))
         for seq in range(rows):
             sampler.start(SequenceStart(seq, (1,), 1, params, seed=seq))
         yield KernelCase(
@@ -259,8 +259,8 @@ def step_cases(
     """
     steps = [(f"decode B={count}", [(1, STEP_CONTEXT + 1)] * count) for count in batches]
     steps += [(f"prefill {count}", [(count, count)]) for count in prefills]
-    longest = max(length for _, slices in steps for _, length in slices)
-    blocks = max(sum(-(-length // BLOCK_SIZE) for _, length in slices) for _, slices in steps)
+    longest = max(length for _, chunks in steps for _, length in chunks)
+    blocks = max(sum(-(-length // BLOCK_SIZE) for _, length in chunks) for _, chunks in steps)
     config = decoder_config(read_config(folder), longest)
     keep_float32 = quantization != "none"
     weights = DecoderWeights(
@@ -272,8 +272,8 @@ def step_cases(
     if isinstance(kv, NativePagedKV):
         for layer in kv.blocks:
             layer.fill_(_TWO_NUMBERS)
-    for name, slices in steps:
-        inputs = make_inputs(slices, config.vocab_size)
+    for name, chunks in steps:
+        inputs = make_inputs(chunks, config.vocab_size)
         yield KernelCase(
             f"model step, {'bf16' if quantization == 'none' else quantization}",
             name,

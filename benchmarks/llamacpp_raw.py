@@ -116,7 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Mark(msgspec.Struct, frozen=True):
     """One step as the worker saw it; the moment it came, in seconds."""
 
-    num_slices: int
+    num_chunks: int
     num_tokens: int
     moment: float
 
@@ -135,7 +135,7 @@ class MarkingWorker:
 
     def execute(self, batch: Batch) -> StepResult:
         """See `Worker`."""
-        self.marks.append(Mark(len(batch.slices), batch.num_tokens, perf_counter()))
+        self.marks.append(Mark(len(batch.chunks), batch.num_tokens, perf_counter()))
         return self._worker.execute(batch)
 
     def load_adapter(self, adapter: Adapter, max_rank: int | None) -> None:
@@ -183,8 +183,8 @@ def measure_engine(case: Case) -> Speeds:
     steady = [
         (mark, following)
         for mark, following in pairwise(marks)
-        if mark.num_slices == mark.num_tokens == case.sequences
-        and following.num_slices == following.num_tokens == case.sequences
+        if mark.num_chunks == mark.num_tokens == case.sequences
+        and following.num_chunks == following.num_tokens == case.sequences
     ]
     if not steady:
         raise MillstreamError(

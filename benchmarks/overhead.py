@@ -41,7 +41,7 @@ _REQUEST_STEPS = 20_000
 
 
 class ReplayWorker(FakeWorker):
-    """Answers each slice with the token of a text that belongs to its position; measures itself."""
+    """Answers each chunk with the token of a text that belongs to its position; measures itself."""
 
     def __init__(self, spec: WorkerSpec, text: Sequence[int]) -> None:
         super().__init__(spec)
@@ -50,12 +50,12 @@ class ReplayWorker(FakeWorker):
 
     def execute(self, batch: Batch) -> StepResult:
         """The next token of the text for everybody."""
-        mark = Mark(len(batch.slices), batch.num_tokens, perf_counter(), process_time())
+        mark = Mark(len(batch.chunks), batch.num_tokens, perf_counter(), process_time())
         started = thread_time()
         text, length = self._text, len(self._text)
         token_ids = [
-            text[(piece.start + len(piece.tokens)) % length] if piece.wants is Wants.TOKEN else None
-            for piece in batch.slices
+            text[(chunk.start + len(chunk.tokens)) % length] if chunk.wants is Wants.TOKEN else None
+            for chunk in batch.chunks
         ]
         result = StepResult(token_ids)
         mark.execute_seconds = thread_time() - started
@@ -66,10 +66,10 @@ class ReplayWorker(FakeWorker):
 class Mark:
     """One step as the worker saw it; moments on the wall clock and on the process's CPU clock, in seconds."""
 
-    __slots__ = ("cpu", "execute_seconds", "num_slices", "num_tokens", "wall")
+    __slots__ = ("cpu", "execute_seconds", "num_chunks", "num_tokens", "wall")
 
-    def __init__(self, num_slices: int, num_tokens: int, wall: float, cpu: float) -> None:
-        self.num_slices = num_slices
+    def __init__(self, num_chunks: int, num_tokens: int, wall: float, cpu: float) -> None:
+        self.num_chunks = num_chunks
         self.num_tokens = num_tokens
         self.wall = wall
         self.cpu = cpu
@@ -175,7 +175,7 @@ def steady_part(marks: Sequence[Mark], running: int) -> Run:
     """What passed between successive steps in which every request, and nothing else, got one token."""
     steps, wall, cpu, execute = 0, 0.0, 0.0, 0.0
     for mark, following in pairwise(marks):
-        if all(step.num_slices == step.num_tokens == running for step in (mark, following)):
+        if all(step.num_chunks == step.num_tokens == running for step in (mark, following)):
             steps += 1
             wall += following.wall - mark.wall
             cpu += following.cpu - mark.cpu

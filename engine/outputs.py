@@ -138,15 +138,15 @@ class OutputProcessor:
     ) -> list[Request]:
         """Hand each request's new token over; returns those whose text has reached a stop string.
 
-        `served[i]` is the request of `batch.slices[i]`.
+        `served[i]` is the request of `batch.chunks[i]`.
         """
         stopped: list[Request] = []
         outputs, wakeups = self._outputs, self._wakeups
         logprobs = result.logprobs
-        for piece, request, token in zip(batch.slices, served, result.token_ids, strict=True):
+        for chunk, request, token in zip(batch.chunks, served, result.token_ids, strict=True):
             output = outputs[request.request_id]
-            if result.prompt_logprobs and piece.seq in result.prompt_logprobs:
-                output.add_prompt_logprobs(piece.start, result.prompt_logprobs[piece.seq])
+            if result.prompt_logprobs and chunk.seq in result.prompt_logprobs:
+                output.add_prompt_logprobs(chunk.start, result.prompt_logprobs[chunk.seq])
             if token is None:
                 continue
             queue = output.queue
@@ -154,7 +154,7 @@ class OutputProcessor:
                 queue.times.first_scheduled = request.first_scheduled_time
                 queue.prefix_cache_len = request.num_cached_tokens
             queue.put(
-                token, output.text_of(token), logprobs.get(piece.seq) if logprobs else None, now, wakeups
+                token, output.text_of(token), logprobs.get(chunk.seq) if logprobs else None, now, wakeups
             )
             if output.stop_found is not None:
                 stopped.append(request)

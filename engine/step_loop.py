@@ -154,7 +154,7 @@ class StepLoop:
         try:
             result = await computing
         except WorkerError as error:
-            logger.error("a step of %d sequences failed: %s", len(batch.slices), error)
+            logger.error("a step of %d sequences failed: %s", len(batch.chunks), error)
             self.scheduler.fail(batch, str(error), monotonic())
         else:
             now = monotonic()
@@ -187,7 +187,7 @@ class StepLoop:
         num_tokens = batch.num_tokens
         self.prompt_rate.add(num_tokens - generated, now)
         self.step_tokens.observe(num_tokens)
-        self.num_sequence_steps += len(batch.slices)
+        self.num_sequence_steps += len(batch.chunks)
 
     def _apply_changes(self) -> None:
         now = monotonic()

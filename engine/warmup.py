@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..backends.worker import Progress, Worker, WorkerSpec
-from ..scheduler import Batch, SamplingParams, SequenceStart, Slice, Wants
+from ..scheduler import Batch, Chunk, SamplingParams, SequenceStart, Wants
 
 
 def warm_up(worker: Worker, progress: Progress) -> None:
@@ -28,10 +28,10 @@ def _batches(spec: WorkerSpec) -> Iterator[Batch]:
     pooling = None if spec.generates or spec.embedding is None else spec.embedding.pooling
     wants = Wants.TOKEN if pooling is None else Wants.EMBEDDING
     start = SequenceStart(0, tokens, longest, params, seed=0, pooling=pooling)
-    yield Batch((Slice(0, tokens, 0, blocks, wants),), (start,))
+    yield Batch((Chunk(0, tokens, 0, blocks, wants),), (start,))
 
     count = min(spec.max_num_seqs, spec.num_blocks)
-    slices = tuple(Slice(seq, (0,), 0, (seq,), wants) for seq in range(count))
+    chunks = tuple(Chunk(seq, (0,), 0, (seq,), wants) for seq in range(count))
     starts = tuple(SequenceStart(seq, (0,), 1, params, seed=0, pooling=pooling) for seq in range(count))
-    yield Batch(slices, starts, retired=(0,))
+    yield Batch(chunks, starts, retired=(0,))
     yield Batch((), retired=tuple(range(count)))

@@ -1,6 +1,6 @@
 """Continuous batching: what each step computes, for whom, and when a request ends; pure Python, no clock."""
 
-from .batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, TokenLogprobs, Wants
 from .config import Eviction, Policy, SchedulerConfig
 from .request import FinishReason, Request, RequestStatus
 from .sampling_params import SamplingParams
@@ -8,6 +8,7 @@ from .scheduler import Scheduler, SchedulerStats
 
 __all__ = [
     "Batch",
+    "Chunk",
     "Eviction",
     "FinishReason",
     "Policy",
@@ -19,7 +20,6 @@ __all__ = [
     "SchedulerConfig",
     "SchedulerStats",
     "SequenceStart",
-    "Slice",
     "StepResult",
     "TokenLogprobs",
     "Wants",

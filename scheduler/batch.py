@@ -8,7 +8,7 @@ from .sampling_params import SamplingParams
 
 
 class Wants(IntEnum):
-    """What a slice wants back from the step."""
+    """What a chunk wants back from the step."""
 
     NOTHING = 0
     TOKEN = 1
@@ -24,7 +24,7 @@ class Pooling(Enum):
     LAST = "last"
 
 
-class Slice(msgspec.Struct, frozen=True, gc=False):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """One request's share of a step: compute `tokens` at positions start, start+1, …
 
     `blocks` is the whole block table: position p lives in block `blocks[p // block_size]`, at offset
@@ -63,18 +63,18 @@ class SequenceStart(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """One step for a worker. `retired` ids end first, then `started` ones begin (an id may be in both).
 
-    A batch without slices only ends sequences. Where `WorkerSpec.mixes_adapters` is False, all slices run
-    under the same adapter; where `chunks_prompts` is False, a slice holds all tokens of its sequence.
+    A batch without chunks only ends sequences. Where `WorkerSpec.mixes_adapters` is False, all chunks run
+    under the same adapter; where `chunks_prompts` is False, a chunk holds all tokens of its sequence.
     """
 
-    slices: tuple[Slice, ...]
+    chunks: tuple[Chunk, ...]
     started: tuple[SequenceStart, ...] = ()
     retired: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed in this step, over all slices."""
-        return sum(len(piece.tokens) for piece in self.slices)
+        """Tokens computed in this step, over all chunks."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -89,13 +89,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 class StepResult(msgspec.Struct, frozen=True):
     """What a worker gives back for a Batch.
 
-    `token_ids[i]` answers `batch.slices[i]` (None where it wanted nothing or failed). The mappings are by
+    `token_ids[i]` answers `batch.chunks[i]` (None where it wanted nothing or failed). The mappings are by
     sequence id and hold only what was asked for. `prompt_logprobs` has one entry per prompt token computed in
     this step, None for the first token of a prompt, which nothing predicts. `errors` names sequences that
     failed alone (for example logits that are no numbers); the others are unharmed. `embeddings` answers the
-    slices that wanted one: the pooled hidden states, neither normalised nor shortened.
+    chunks that wanted one: the pooled hidden states, neither normalised nor shortened.
 
-    `unplaced` names sequences whose slice the worker had no room to compute: they are preempted (one that is
+    `unplaced` names sequences whose chunk the worker had no room to compute: they are preempted (one that is
     alone in its batch is always placed). `lost_blocks` names blocks whose content it could not keep: nobody
     may match them any more. Both are empty where a block of the pool is a block of the worker's memory.
     """

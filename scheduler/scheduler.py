@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import LimitExceeded, QueueFull
 from ..kvcache import BlockTable, KVCache
-from .batch import Batch, Pooling, SequenceStart, Slice, StepResult, Wants
+from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, Wants
 from .config import Eviction, SchedulerConfig
 from .lazy_heap import LazyHeap
 from .policy import eviction_rank, make_queue
@@ -210,43 +210,43 @@ class Scheduler:
 
         None when there is nothing to compute. Sequences that ended travel as `retired` with the next batch.
         """
-        slices: list[Slice] = []
+        chunks: list[Chunk] = []
         started: list[SequenceStart] = []
         if self._suspects:
-            self._schedule_alone(self._suspects[0], slices, started, now)
+            self._schedule_alone(self._suspects[0], chunks, started, now)
         elif self._mixes_adapters:
-            budget = self._schedule_running(list(self._running), slices, now)
-            self._schedule_waiting(slices, started, budget, now)
+            budget = self._schedule_running(list(self._running), chunks, now)
+            self._schedule_waiting(chunks, started, budget, now)
         else:
-            self._schedule_one_adapter(slices, started, now)
-        if not slices:
+            self._schedule_one_adapter(chunks, started, now)
+        if not chunks:
             return None
         self._steps += 1
         retired, self._retired = self._retired, []
-        return Batch(tuple(slices), tuple(started), tuple(retired))
+        return Batch(tuple(chunks), tuple(started), tuple(retired))
 
     def update(self, batch: Batch, result: StepResult, now: float) -> list[Request]:
-        """Book the step's tokens; returns the requests of the batch's slices, in their order."""
+        """Book the step's tokens; returns the requests of the batch's chunks, in their order."""
         if self._suspects:
             self._suspects.pop(0)
         self._kv.forget(result.lost_blocks)
-        served = [self._by_seq[piece.seq] for piece in batch.slices]
-        for piece, request, token in zip(batch.slices, served, result.token_ids, strict=True):
-            if piece.seq in result.unplaced:
+        served = [self._by_seq[chunk.seq] for chunk in batch.chunks]
+        for chunk, request, token in zip(batch.chunks, served, result.token_ids, strict=True):
+            if chunk.seq in result.unplaced:
                 self._preempt(request, now)
                 continue
-            computed = request.num_computed_tokens + len(piece.tokens)
+            computed = request.num_computed_tokens + len(chunk.tokens)
             request.num_computed_tokens = computed
             if not self._shares_within_step and request.table is not None:
                 self._kv.register(request.table, request.token_ids, computed, now)
             if request.followers and self._prompt_done(request):
                 self._release_followers(request)
             if token is None:
-                if piece.seq in result.errors:
-                    request.error = result.errors[piece.seq]
+                if chunk.seq in result.errors:
+                    request.error = result.errors[chunk.seq]
                     self.finish(request, FinishReason.ERROR, now)
-                elif piece.wants is Wants.EMBEDDING:
-                    request.embedding = result.embeddings[piece.seq]
+                elif chunk.wants is Wants.EMBEDDING:
+                    request.embedding = result.embeddings[chunk.seq]
                     self.finish(request, FinishReason.STOP, now)
                 continue
             self._generated_tokens += 1
@@ -266,7 +266,7 @@ class Scheduler:
         their tokens, and each runs alone until it has completed a step: so the guilty one is found, and
         nobody else pays with more than time.
         """
-        failed = [self._by_seq[piece.seq] for piece in batch.slices]
+        failed = [self._by_seq[chunk.seq] for chunk in batch.chunks]
         for request in list(self._running):
             self._preempt(request, now)
         self._kv.drop_prefixes()
@@ -278,7 +278,7 @@ class Scheduler:
 
     # What a step is made of
 
-    def _schedule_one_adapter(self, slices: list[Slice], started: list[SequenceStart], now: float) -> None:
+    def _schedule_one_adapter(self, chunks: list[Chunk], started: list[SequenceStart], now: float) -> None:
         """A step under one adapter: of those that are waited for, the one that was served longest ago."""
         wanted = {request.adapter for request in self._running}
         head = self._queue.peek()
@@ -287,13 +287,13 @@ class Scheduler:
         self._turns = {adapter: self._turns.get(adapter, 0) for adapter in wanted}
         for adapter in sorted(wanted, key=lambda name: (self._turns[name], name or "")):
             same = [request for request in self._running if request.adapter == adapter]
-            budget = self._schedule_running(same, slices, now)
-            self._schedule_waiting(slices, started, budget, now, {adapter})
-            if slices:
+            budget = self._schedule_running(same, chunks, now)
+            self._schedule_waiting(chunks, started, budget, now, {adapter})
+            if chunks:
                 self._turns[adapter] = self._steps + 1
                 return
 
-    def _schedule_running(self, chosen: list[Request], slices: list[Slice], now: float) -> int:
+    def _schedule_running(self, chosen: list[Request], chunks: list[Chunk], now: float) -> int:
         """Give chosen running requests their tokens; the budget left, 0 when somebody had to be preempted."""
         if self._rank_changes:
             self._running.sort(key=self._rank)
@@ -312,14 +312,14 @@ class Scheduler:
             needed = request.num_computed_tokens + num_tokens
             if needed > len(table.blocks) * block_size and not self._make_room(request, needed, now):
                 continue
-            slices.append(self._slice(request, table, num_tokens, now))
+            chunks.append(self._chunk(request, table, num_tokens, now))
             budget -= num_tokens
         return budget if self._preemptions == preemptions else 0
 
     def _make_room(self, request: Request, num_tokens: int, now: float) -> bool:
         """Extend the request's table, preempting others if need be; False when it had to go itself.
 
-        The last running request goes first. It has no slice yet in this step, so those made stay valid.
+        The last running request goes first. It has no chunk yet in this step, so those made stay valid.
         No request is larger than the pool (`update` sees to that), so one that runs alone always fits.
         """
         table = request.table
@@ -333,7 +333,7 @@ class Scheduler:
 
     def _schedule_waiting(
         self,
-        slices: list[Slice],
+        chunks: list[Chunk],
         started: list[SequenceStart],
         budget: int,
         now: float,
@@ -357,11 +357,11 @@ class Scheduler:
             self._queue.pop()
             num_tokens = min(len(request.token_ids) - table.num_cached_tokens, budget)
             started.append(self._admit(request, table, now))
-            slices.append(self._slice(request, table, num_tokens, now))
+            chunks.append(self._chunk(request, table, num_tokens, now))
             budget -= num_tokens
 
     def _schedule_alone(
-        self, request: Request, slices: list[Slice], started: list[SequenceStart], now: float
+        self, request: Request, chunks: list[Chunk], started: list[SequenceStart], now: float
     ) -> None:
         """A step of one request, with everybody else's blocks at its disposal."""
         table = request.table
@@ -372,7 +372,7 @@ class Scheduler:
             else:
                 started.append(self._admit(request, table, now))
         num_tokens = min(len(request.token_ids) - request.num_computed_tokens, self._max_num_batched_tokens)
-        slices.append(self._slice(request, table, num_tokens, now))
+        chunks.append(self._chunk(request, table, num_tokens, now))
 
     def _open_table(self, request: Request, now: float, *, headroom: int) -> BlockTable | None:
         leader = request.leader
@@ -409,7 +409,7 @@ class Scheduler:
             adapter=request.adapter,
         )
 
-    def _slice(self, request: Request, table: BlockTable, num_tokens: int, now: float) -> Slice:
+    def _chunk(self, request: Request, table: BlockTable, num_tokens: int, now: float) -> Chunk:
         start = request.num_computed_tokens
         end = start + num_tokens
         token_ids = request.token_ids
@@ -423,7 +423,7 @@ class Scheduler:
         wants = Wants.NOTHING
         if end == len(token_ids):
             wants = Wants.TOKEN if request.pooling is None else Wants.EMBEDDING
-        return Slice(seq, tuple(token_ids[start:end]), start, table.snapshot(), wants)
+        return Chunk(seq, tuple(token_ids[start:end]), start, table.snapshot(), wants)
 
     def _preempt(self, request: Request, now: float) -> None:
         """Back to waiting: the blocks go, the tokens stay, and all of them are computed again later."""

@@ -1,4 +1,4 @@
-"""Pooler: turns the last hidden states of a sequence, as they come in pieces, into one vector."""
+"""Pooler: turns the last hidden states of a sequence, as they come in chunks, into one vector."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import WorkerError
-from ...scheduler.batch import Pooling, SequenceStart, Slice, Wants
+from ...scheduler.batch import Chunk, Pooling, SequenceStart, Wants
 
 Rows = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Pooled(msgspec.Struct, frozen=True):
 class Pooler:
     """The sequences that want an embedding, and the sum, first or last of their rows so far.
 
-    Rows of a sequence come in the order of its positions. Sums are in float64, so that the pieces they came
+    Rows of a sequence come in the order of its positions. Sums are in float64, so that the chunks they came
     in leave no trace.
     """
 
@@ -53,15 +53,15 @@ class Pooler:
         for known in (self._pooling, self._rows, self._vectors):
             known.pop(seq, None)
 
-    def rows_of(self, piece: Slice) -> range:
-        """The rows that pooling needs of a slice, counted in its tokens; none of one that is not pooled."""
-        pooling = self._pooling.get(piece.seq)
-        count = len(piece.tokens)
+    def rows_of(self, chunk: Chunk) -> range:
+        """The rows that pooling needs of a chunk, counted in its tokens; none of one that is not pooled."""
+        pooling = self._pooling.get(chunk.seq)
+        count = len(chunk.tokens)
         if pooling is Pooling.MEAN:
             return range(count)
-        if pooling is Pooling.CLS and piece.start == 0:
+        if pooling is Pooling.CLS and chunk.start == 0:
             return range(1)
-        if pooling is Pooling.LAST and piece.wants is Wants.EMBEDDING:
+        if pooling is Pooling.LAST and chunk.wants is Wants.EMBEDDING:
             return range(count - 1, count)
         return range(0)
 
@@ -94,15 +94,15 @@ class Pooler:
             vector = self._projection(vector)
         return tuple(vector.tolist())
 
-    def answer(self, slices: Iterable[Slice]) -> Pooled:
-        """The embeddings of those slices that want one, all of whose rows have come."""
+    def answer(self, chunks: Iterable[Chunk]) -> Pooled:
+        """The embeddings of those chunks that want one, all of whose rows have come."""
         pooled = Pooled({}, {})
-        for piece in slices:
-            if piece.wants is not Wants.EMBEDDING:
+        for chunk in chunks:
+            if chunk.wants is not Wants.EMBEDDING:
                 continue
-            vector = self.finish(piece.seq, piece.start + len(piece.tokens))
+            vector = self.finish(chunk.seq, chunk.start + len(chunk.tokens))
             if np.isfinite(vector).all():
-                pooled.embeddings[piece.seq] = vector
+                pooled.embeddings[chunk.seq] = vector
             else:
-                pooled.errors[piece.seq] = NOT_FINITE
+                pooled.errors[chunk.seq] = NOT_FINITE
         return pooled

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...scheduler.batch import SequenceStart, Slice, TokenLogprobs, Wants
+from ...scheduler.batch import Chunk, SequenceStart, TokenLogprobs, Wants
 
 MAX_ROWS = 128
 """Most rows of logits that prompts may take in one pass of the model."""
@@ -18,35 +18,35 @@ Score = Callable[[Tensor, Sequence[int], int], list[TokenLogprobs]]
 class _Prompt:
     start: SequenceStart
     next_token: TokenLogprobs | None = None
-    """Of the first prompt token that no slice brought yet; None at the start, which nothing predicts."""
+    """Of the first prompt token that no chunk brought yet; None at the start, which nothing predicts."""
 
 
 @dataclass(slots=True)
 class PromptPart:
-    """What one slice adds to its prompt's log-probabilities, filled row by row."""
+    """What one chunk adds to its prompt's log-probabilities, filled row by row."""
 
-    piece: Slice
+    chunk: Chunk
     first_row: int
-    """Row of the slice's first token among all tokens of the step."""
+    """Row of the chunk's first token among all tokens of the step."""
     predicted: tuple[int, ...]
-    """Token k of these is predicted by the slice's k-th row."""
+    """Token k of these is predicted by the chunk's k-th row."""
     top: int
     scores: list[TokenLogprobs] = field(default_factory=list)
 
-    def remaining(self) -> Iterator[tuple[Slice, int]]:
+    def remaining(self) -> Iterator[tuple[Chunk, int]]:
         """Pieces to compute once more, and how many rows of each to score.
 
-        They reach to the end of the slice, because a step may forget what stands behind its last token.
+        They reach to the end of the chunk, because a step may forget what stands behind its last token.
         """
-        done, tokens = len(self.scores), self.piece.tokens
+        done, tokens = len(self.scores), self.chunk.tokens
         if done == len(self.predicted):
             return
         for begin in range(done, len(tokens), MAX_ROWS):
             end = min(begin + MAX_ROWS, len(tokens))
-            piece = Slice(
-                self.piece.seq, tokens[begin:end], self.piece.start + begin, self.piece.blocks, Wants.NOTHING
+            chunk = Chunk(
+                self.chunk.seq, tokens[begin:end], self.chunk.start + begin, self.chunk.blocks, Wants.NOTHING
             )
-            yield piece, max(0, min(end, len(self.predicted)) - begin)
+            yield chunk, max(0, min(end, len(self.predicted)) - begin)
 
 
 class PromptScores:
@@ -66,20 +66,20 @@ class PromptScores:
         """A sequence ends."""
         self._prompts.pop(seq, None)
 
-    def parts(self, slices: Sequence[Slice]) -> list[PromptPart]:
-        """The slices that bring tokens of a prompt to be scored."""
+    def parts(self, chunks: Sequence[Chunk]) -> list[PromptPart]:
+        """The chunks that bring tokens of a prompt to be scored."""
         if not self._prompts:
             return []
         parts = []
         row = 0
-        for piece in slices:
-            prompt = self._prompts.get(piece.seq)
-            if prompt is not None and piece.start < prompt.start.num_prompt_tokens:
-                end = min(piece.start + len(piece.tokens) + 1, prompt.start.num_prompt_tokens)
-                predicted = prompt.start.token_ids[piece.start + 1 : end]
+        for chunk in chunks:
+            prompt = self._prompts.get(chunk.seq)
+            if prompt is not None and chunk.start < prompt.start.num_prompt_tokens:
+                end = min(chunk.start + len(chunk.tokens) + 1, prompt.start.num_prompt_tokens)
+                predicted = prompt.start.token_ids[chunk.start + 1 : end]
                 top = prompt.start.params.prompt_logprobs
-                parts.append(PromptPart(piece, row, predicted, top or 0))
-            row += len(piece.tokens)
+                parts.append(PromptPart(chunk, row, predicted, top or 0))
+            row += len(chunk.tokens)
         return parts
 
     def add(self, part: PromptPart, logits: Tensor) -> None:
@@ -88,10 +88,10 @@ class PromptScores:
         part.scores += self._score(logits, part.predicted[done : done + logits.shape[0]], part.top)
 
     def finish(self, part: PromptPart) -> tuple[TokenLogprobs | None, ...]:
-        """Entries of the slice's prompt tokens, once all of its rows are scored."""
-        prompt = self._prompts[part.piece.seq]
+        """Entries of the chunk's prompt tokens, once all of its rows are scored."""
+        prompt = self._prompts[part.chunk.seq]
         entries = [prompt.next_token, *part.scores]
-        count = min(len(part.piece.tokens), prompt.start.num_prompt_tokens - part.piece.start)
+        count = min(len(part.chunk.tokens), prompt.start.num_prompt_tokens - part.chunk.start)
         if len(entries) > count:
             prompt.next_token = entries.pop()
         return tuple(entries)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...errors import InvalidArgument
 from ...scheduler.batch import SequenceStart, TokenLogprobs
-from .chooser import MAX_VOCAB, Bools, Chooser, Floats, Warp
-from .native_chooser import fastest_chooser
+from .native_token_sampler import fastest_token_sampler
 from .noise import Ints, noise_key, noise_words
 from .penalties import Penalties
+from .token_sampler import MAX_VOCAB, Bools, Filters, Floats, TokenSampler
 
 MIN_TEMPERATURE = 1e-5
 """Below it decoding is greedy, as in vLLM."""
@@ -48,11 +48,11 @@ class Sampler:
         vocab_size: int,
         max_num_seqs: int,
         device: torch.device | str,
-        chooser: Chooser | None = None,
+        token_sampler: TokenSampler | None = None,
     ) -> None:
         """Sequence ids run from 0 to `max_num_seqs` - 1; `device` is where the logits are.
 
-        `chooser` draws from rows of `vocab_size` logits; by default it is the fastest one there is here.
+        `token_sampler` draws from rows of `vocab_size` logits; by default it is the fastest one here.
 
         Raises:
             InvalidArgument: `vocab_size` is not in 2 to 2**20.
@@ -61,12 +61,12 @@ class Sampler:
             raise InvalidArgument("vocab_size", vocab_size, f"2 to {MAX_VOCAB}")
         self._vocab_size = vocab_size
         self._on_host = torch.device(device).type == "cpu"
-        self._chooser = chooser or fastest_chooser(vocab_size)
+        self._token_sampler = token_sampler or fastest_token_sampler(vocab_size)
         self._live = np.zeros(max_num_seqs, np.bool_)
         self._positions = np.zeros(max_num_seqs, np.int64)
         self._keys = np.zeros(max_num_seqs, np.uint64)
         self._greedy = np.zeros(max_num_seqs, np.bool_)
-        self._warp = Warp(
+        self._filters = Filters(
             np.ones(max_num_seqs, np.float32),
             np.zeros(max_num_seqs, np.int64),
             np.ones(max_num_seqs, np.float64),
@@ -96,10 +96,10 @@ class Sampler:
         self._positions[seq] = len(start.token_ids)
         self._keys[seq] = noise_key(start.seed)
         self._greedy[seq] = params.temperature < MIN_TEMPERATURE or params.top_k == 1
-        self._warp.temperature[seq] = params.temperature
-        self._warp.top_k[seq] = min(params.top_k or self._vocab_size, self._vocab_size)
-        self._warp.top_p[seq] = params.top_p if params.top_p < 1 else np.inf
-        self._warp.min_gap[seq] = log(params.min_p) if params.min_p else -np.inf
+        self._filters.temperature[seq] = params.temperature
+        self._filters.top_k[seq] = min(params.top_k or self._vocab_size, self._vocab_size)
+        self._filters.top_p[seq] = params.top_p if params.top_p < 1 else np.inf
+        self._filters.min_gap[seq] = log(params.min_p) if params.min_p else -np.inf
         self._wants_logprobs[seq] = params.logprobs
         self._top_logprobs[seq] = params.top_logprobs
         self._set_penalties(seq, Penalties(start, self._vocab_size))
@@ -170,8 +170,8 @@ class Sampler:
         if picks.size:
             chosen[picks] = self._draw(values, rows[picks], peaks[picks], seqs[picks])
         picks = np.flatnonzero(finite & penalised)
-        for first in range(0, len(picks), self._chooser.block_rows):
-            block = picks[first : first + self._chooser.block_rows]
+        for first in range(0, len(picks), self._token_sampler.block_rows):
+            block = picks[first : first + self._token_sampler.block_rows]
             chosen[block], done[block] = self._sample_penalised(values[rows[block]], seqs[block])
 
         errors: dict[int, str] = {}
@@ -196,7 +196,7 @@ class Sampler:
         """
         if self._on_host:
             values = _to_host(logits)
-            return values, np.arange(len(values)), *self._chooser.best(values)
+            return values, np.arange(len(values)), *self._token_sampler.best(values)
         places = np.flatnonzero(needed)
         rows = np.zeros(len(needed), np.int64)
         rows[places] = np.arange(len(places))
@@ -204,7 +204,7 @@ class Sampler:
 
     def _draw(self, values: Floats, rows: Ints, peaks: Floats, seqs: Ints) -> Ints:
         words = noise_words(self._keys[seqs], self._positions[seqs])
-        return self._chooser.choose(values, rows, peaks, self._warp.take(seqs), words)
+        return self._token_sampler.choose(values, rows, peaks, self._filters.take(seqs), words)
 
     def _sample_penalised(self, values: Floats, seqs: Ints) -> tuple[Ints, Bools]:
         """Tokens [n] of `values` [n, vocab], which it changes, and for which rows there was a choice."""
@@ -212,7 +212,7 @@ class Sampler:
             penalties = self._penalties[seq]
             if penalties is not None:
                 penalties.apply(row)
-        chosen, peaks = self._chooser.best(values)
+        chosen, peaks = self._token_sampler.best(values)
         possible = np.isfinite(peaks)
         picks = np.flatnonzero(possible & ~self._greedy[seqs])
         if picks.size:
@@ -239,11 +239,11 @@ class Sampler:
         """One answer per entry of `rows`, whose largest logits `peaks` are finite."""
         if not rows.size:
             return []
-        totals = self._chooser.log_totals(values, rows, peaks)
+        totals = self._token_sampler.log_totals(values, rows, peaks)
         own = (values[rows, tokens] - totals).tolist()
         if not top:
             return [TokenLogprobs(logprob, ()) for logprob in own]
-        ids, leading = self._chooser.leading(values, rows, min(top, self._vocab_size))
+        ids, leading = self._token_sampler.leading(values, rows, min(top, self._vocab_size))
         best_first = []
         for row_ids, row_logprobs in zip(ids.tolist(), (leading - totals[:, None]).tolist(), strict=True):
             pairs = zip(row_ids, row_logprobs, strict=True)
@@ -271,7 +271,7 @@ def _failure(position: int, finite: bool) -> str:
 
 
 def best_on_device(logits: Tensor) -> tuple[Ints, Floats]:
-    """`Chooser.best` of logits that are not on the host; only ids and peaks [R] come over."""
+    """`TokenSampler.best` of logits that are not on the host; only ids and peaks [R] come over."""
     peaks, ids = logits.max(dim=1)
     return ids.cpu().numpy(), peaks.cpu().numpy()
 

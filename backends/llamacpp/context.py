@@ -43,8 +43,8 @@ def choose_layout(config: WorkerConfig, max_lanes: int, is_causal: bool = True) 
     as many outputs per second. But only one memory lets sequences share cells, and so fit a smaller pool.
     There the lanes beyond `max_num_seqs` keep the prefixes of ended sequences; streams keep them without.
 
-    Streams cut sequences of unequal lengths into pieces. Where the model is not causal, tokens see those that
-    come after them, and must be in one piece with these.
+    Streams cut sequences of unequal lengths into micro-batches. Where the model is not causal, tokens see
+    those that come after them, and must be in one micro-batch with these.
     """
     seats = min(config.max_num_seqs, max_lanes)
     if not is_causal:

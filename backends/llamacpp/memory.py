@@ -7,9 +7,9 @@ from ..machine.hardware import MemoryLimit
 from ..worker import MemoryNeeds, WorkerConfig
 
 MAX_UBATCH = 512
-"""Most tokens that llama.cpp computes at once; a longer step is cut into such pieces."""
+"""Most tokens that llama.cpp computes at once; a longer step is cut into such micro-batches."""
 MIN_OUTPUT_ROWS = 128
-"""Rows that there is room for even where fewer sequences run; prompts are scored in such pieces."""
+"""Rows that there is room for even where fewer sequences run; prompts are scored in such micro-batches."""
 _FLOAT, _HALF = 4, 2
 
 
@@ -47,9 +47,9 @@ def gpu_memory(nvml: Any = None) -> MemoryLimit:
 
 
 def _step_bytes(shape: Shape, config: WorkerConfig, causal: bool) -> int:
-    """llama.cpp's buffer for the graph of one piece of a step."""
+    """llama.cpp's buffer for the graph of one micro-batch of a step."""
     tokens = config.max_num_batched_tokens
-    # A piece of a step; all of it where tokens see those that come after them.
+    # A micro-batch of a step; all of it where tokens see those that come after them.
     tokens = min(tokens, MAX_UBATCH) if causal else tokens
     heads, kv_heads = max(shape.heads), max(shape.kv_heads)
     projected = heads * (shape.key_length + shape.value_length) + kv_heads * (

@@ -1,26 +1,27 @@
 """Passes: a step cut into calls of llama_decode, and the order of the tokens in each.
 
 A call holds as much of the step as its bounds on tokens and rows allow. llama.cpp cuts it further, into
-pieces that it computes one after the other, each of which reads all weights. With one memory for all
-sequences, any tokens make a piece. With streams, the sequences of a piece must have ids that follow one
-another in the order of the batch, and each gives it the same number of tokens. So single tokens come first,
-by ascending lane, and make one piece; small holes between their lanes are closed with throw-away tokens of
-idle lanes. On two cores, 8 sequences of a 0.5B model in every second lane take 3.4 times as long as in
-neighbouring ones; filled holes bring that down to 1.6. Longer shares come by descending lane, so that each
-makes pieces of its own: in ascending order, shares of unequal lengths would fall into many short pieces.
+micro-batches that it computes one after the other, each of which reads all weights. With one memory for all
+sequences, any tokens make a micro-batch. With streams, the sequences of a micro-batch must have ids that
+follow one another in the order of the batch, and each gives it the same number of tokens. So single tokens
+come first, by ascending lane, and make one micro-batch; small gaps between their lanes are closed with
+throw-away tokens of idle lanes. On two cores, 8 sequences of a 0.5B model in every second lane take 3.4 times
+as long as in neighbouring ones; filled gaps bring that down to 1.6. Longer shares come by descending lane, so
+that each makes micro-batches of its own: in ascending order, shares of unequal lengths would fall into many
+short ones.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-MAX_HOLE = 4
-"""Longest hole that is filled: a piece more costs about as much as so many tokens of it."""
+MAX_GAP = 4
+"""Longest gap that is filled: a micro-batch more costs about as much as so many tokens of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One slice of a step: the positions to compute, with those before it whose content is missing."""
+    """One chunk of a step: the positions to compute, with those before it whose content is missing."""
 
     seq: int
     lane: int
@@ -55,7 +56,7 @@ class Share:
         return self.work.answers and self.end == len(self.work.tokens)
 
 
-def apart(work: Work) -> list[Work]:
+def split_state_row(work: Work) -> list[Work]:
     """The work, or, where the last one is the only row and a hidden state, what is before it by itself.
 
     A call that gives hidden states applies the head to all of its tokens, so it is kept short.
@@ -100,9 +101,9 @@ def _share(work: Work, begin: int, max_tokens: int, max_rows: int) -> Share | No
     return share if share.end > begin else None
 
 
-def holes(shares: Sequence[Share]) -> Iterator[range]:
+def gaps(shares: Sequence[Share]) -> Iterator[range]:
     """Lanes that lie between those of single tokens, where they are few enough to be filled."""
     lanes = [share.work.lane for share in shares if len(share.work.tokens) == 1]
     for lane, following in pairwise(lanes):
-        if 1 < following - lane <= MAX_HOLE + 1:
+        if 1 < following - lane <= MAX_GAP + 1:
             yield range(lane + 1, following)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...scheduler.batch import SequenceStart, Slice, TokenLogprobs, Wants
+from ...scheduler.batch import Chunk, SequenceStart, TokenLogprobs, Wants
 from ..answers import Sampler
 from ..answers.pooling import Pooler
 from ..answers.prompt_scores import PromptPart, PromptScores
@@ -26,7 +26,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class RowsWanted:
-    """The rows of a slice that its reader wants."""
+    """The rows of a chunk that its reader wants."""
 
     leading: int = 0
     """So many from the first on, passed to `Reader.add` as they come."""
@@ -61,13 +61,13 @@ class Reader:
         self._prompts.retire(seq)
         self._pooler.retire(seq)
 
-    def begin_step(self, slices: Sequence[Slice]) -> list[RowsWanted]:
-        """The rows wanted of each slice."""
-        self._parts = {part.piece.seq: part for part in self._prompts.parts(slices)}
-        return [self._wanted(piece) for piece in slices]
+    def begin_step(self, chunks: Sequence[Chunk]) -> list[RowsWanted]:
+        """The rows wanted of each chunk."""
+        self._parts = {part.chunk.seq: part for part in self._prompts.parts(chunks)}
+        return [self._wanted(chunk) for chunk in chunks]
 
     def add(self, seq: int, rows: Rows) -> None:
-        """The next leading rows of the sequence's slice, or the last one of its hidden states."""
+        """The next leading rows of the sequence's chunk, or the last one of its hidden states."""
         if seq in self._parts:
             self._prompts.add(self._parts[seq], torch.from_numpy(rows))
         else:
@@ -80,19 +80,19 @@ class Reader:
         answers.logprobs.update(sample.logprobs)
         answers.errors.update(sample.errors)
 
-    def finish(self, pieces: Sequence[Slice], answers: Answers) -> None:
-        """All rows of these slices have come."""
-        for piece in pieces:
-            if piece.seq in self._parts:
-                answers.prompt_logprobs[piece.seq] = self._prompts.finish(self._parts[piece.seq])
-        pooled = self._pooler.answer(pieces)
+    def finish(self, chunks: Sequence[Chunk], answers: Answers) -> None:
+        """All rows of these chunks have come."""
+        for chunk in chunks:
+            if chunk.seq in self._parts:
+                answers.prompt_logprobs[chunk.seq] = self._prompts.finish(self._parts[chunk.seq])
+        pooled = self._pooler.answer(chunks)
         answers.embeddings.update(pooled.embeddings)
         answers.errors.update(pooled.errors)
 
-    def _wanted(self, piece: Slice) -> RowsWanted:
-        pooled = self._pooler.rows_of(piece)
+    def _wanted(self, chunk: Chunk) -> RowsWanted:
+        pooled = self._pooler.rows_of(chunk)
         if not pooled:
-            part = self._parts.get(piece.seq)
-            return RowsWanted(0 if part is None else len(part.predicted), piece.wants is Wants.TOKEN)
-        # Rows are the first ones of a slice, or its last one.
+            part = self._parts.get(chunk.seq)
+            return RowsWanted(0 if part is None else len(part.predicted), chunk.wants is Wants.TOKEN)
+        # Rows are the first ones of a chunk, or its last one.
         return RowsWanted(0, True, True) if pooled.start else RowsWanted(len(pooled), False, True)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from itertools import chain
 
 from ...errors import NotSupported, WorkerError
-from ...scheduler.batch import Batch, Pooling, Slice, StepResult
+from ...scheduler.batch import Batch, Chunk, Pooling, StepResult
 from ..answers import Sampler
 from ..gguf.model_file import GGUFModel
 from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
 from .adapter_file import check_adapter
 from .context import Context, LlamaContext
-from .passes import Share, Work, apart, cut, holes
+from .passes import Share, Work, cut, gaps, split_state_row
 from .readers import Answers, Reader
 from .sequence_map import MapStats, Opening, SequenceMap
 
@@ -100,10 +100,10 @@ class LlamaCppWorker:
             self._tokens[start.seq] = list(start.token_ids)
             self._adapter_of[start.seq] = start.adapter
         answers = Answers()
-        if batch.slices:
-            self._compute_step(batch.slices, context, answers)
+        if batch.chunks:
+            self._compute_step(batch.chunks, context, answers)
         return StepResult(
-            token_ids=[answers.tokens.get(piece.seq) for piece in batch.slices],
+            token_ids=[answers.tokens.get(chunk.seq) for chunk in batch.chunks],
             logprobs=answers.logprobs,
             prompt_logprobs=answers.prompt_logprobs,
             embeddings=answers.embeddings,
@@ -112,45 +112,45 @@ class LlamaCppWorker:
             lost_blocks=self._map.take_lost(),
         )
 
-    def _compute_step(self, slices: Sequence[Slice], context: Context, answers: Answers) -> None:
-        adapters = {self._adapter_of[piece.seq] for piece in slices}
+    def _compute_step(self, chunks: Sequence[Chunk], context: Context, answers: Answers) -> None:
+        adapters = {self._adapter_of[chunk.seq] for chunk in chunks}
         if len(adapters) > 1:
             raise WorkerError(f"one step runs under one adapter, not under {', '.join(map(repr, adapters))}")
         context.use_adapter(*adapters)
-        works = self._place(slices, context)
+        works = self._place(chunks, context)
         # What comes before a row of hidden states in its sequence has been computed when that row is.
         for states in (False, True):
             chosen = [work for work in works if work.states is states]
             for shares in cut(chosen, _most_tokens(context, states), context.max_rows):
                 self._compute(shares, context, answers)
-        self._reader.finish([piece for piece in slices if piece.seq not in answers.unplaced], answers)
+        self._reader.finish([chunk for chunk in chunks if chunk.seq not in answers.unplaced], answers)
 
-    def _place(self, slices: Sequence[Slice], context: Context) -> list[Work]:
-        """Give each slice's sequence a lane, and find out what is to be computed there."""
-        new = [piece for piece in slices if not self._map.is_open(piece.seq)]
-        self._map.open([Opening(piece.seq, piece.blocks, piece.start) for piece in new])
+    def _place(self, chunks: Sequence[Chunk], context: Context) -> list[Work]:
+        """Give each chunk's sequence a lane, and find out what is to be computed there."""
+        new = [chunk for chunk in chunks if not self._map.is_open(chunk.seq)]
+        self._map.open([Opening(chunk.seq, chunk.blocks, chunk.start) for chunk in new])
         works = []
-        for piece, wanted in zip(slices, self._reader.begin_step(slices), strict=True):
-            known = self._tokens[piece.seq]
-            end = piece.start + len(piece.tokens)
-            if piece.start > len(known):
-                raise WorkerError(f"sequence {piece.seq} reads position {len(known)}, which never came")
+        for chunk, wanted in zip(chunks, self._reader.begin_step(chunks), strict=True):
+            known = self._tokens[chunk.seq]
+            end = chunk.start + len(chunk.tokens)
+            if chunk.start > len(known):
+                raise WorkerError(f"sequence {chunk.seq} reads position {len(known)}, which never came")
             if end > context.lane_size:
-                raise WorkerError(f"sequence {piece.seq} has {end} tokens; at most {context.lane_size} fit")
-            known[piece.start : end] = piece.tokens
-            held = self._map.align(piece.seq, piece.start)
-            self._map.claim(piece.seq, piece.blocks, end)
-            missing = piece.start - held
+                raise WorkerError(f"sequence {chunk.seq} has {end} tokens; at most {context.lane_size} fit")
+            known[chunk.start : end] = chunk.tokens
+            held = self._map.align(chunk.seq, chunk.start)
+            self._map.claim(chunk.seq, chunk.blocks, end)
+            missing = chunk.start - held
             work = Work(
-                seq=piece.seq,
-                lane=self._map.lane(piece.seq),
-                tokens=known[held:end] if missing else piece.tokens,
+                seq=chunk.seq,
+                lane=self._map.lane(chunk.seq),
+                tokens=known[held:end] if missing else chunk.tokens,
                 first=held,
                 leading=range(missing, missing + wanted.leading),
                 answers=wanted.last,
                 states=wanted.states or context.always_states,
             )
-            works += [work] if context.always_states else apart(work)
+            works += [work] if context.always_states else split_state_row(work)
         return works
 
     def _compute(self, shares: list[Share], context: Context, answers: Answers) -> None:
@@ -209,12 +209,12 @@ class LlamaCppWorker:
             return fillers
         most = _most_tokens(context, shares[0].work.states)
         room = most - sum(share.end - share.begin for share in shares)
-        for hole in holes(shares):
-            lengths = [(lane, self._map.idle_length(lane)) for lane in hole]
+        for gap in gaps(shares):
+            lengths = [(lane, self._map.idle_length(lane)) for lane in gap]
             usable = [(lane, n) for lane, n in lengths if n is not None and n < context.lane_size]
-            if len(usable) == len(hole) <= room:
-                fillers[hole.stop] = usable
-                room -= len(hole)
+            if len(usable) == len(gap) <= room:
+                fillers[gap.stop] = usable
+                room -= len(gap)
         return fillers
 
     def _read(self, shares: Sequence[Share], context: Context, answers: Answers) -> None:

@@ -126,7 +126,7 @@ class Functions(Protocol):
         chosen: int,
         /,
     ) -> None:
-        """Draw int64 `chosen` [count] from `rows` (int64 [count]); see backends/answers/chooser.py."""
+        """Draw int64 `chosen` [count] from `rows` (int64 [count]); see backends/answers/token_sampler.py."""
 
     def sampling_leading(
         self, logits: int, vocab: int, rows: int, count: int, width: int, ids: int, values: int, /

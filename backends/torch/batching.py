@@ -1,4 +1,4 @@
-"""StepBuilder: turns a Batch into StepInputs, in a few microseconds per slice."""
+"""StepBuilder: turns a Batch into StepInputs, in a few microseconds per chunk."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...scheduler.batch import Slice
+from ...scheduler.batch import Chunk
 from .kernels.step_inputs import StepInputs
 
 
@@ -23,12 +23,12 @@ class StepBuilder:
         self._known = [0] * max_num_seqs
 
     def forget(self, seq: int) -> None:
-        """The next slice of `seq` brings a new table."""
+        """The next chunk of `seq` brings a new table."""
         self._tables[seq, : self._known[seq]] = 0
         self._known[seq] = 0
 
     def build(
-        self, slices: Sequence[Slice], rows: Sequence[int], state_rows: Sequence[int] = ()
+        self, chunks: Sequence[Chunk], rows: Sequence[int], state_rows: Sequence[int] = ()
     ) -> StepInputs:
         """Inputs of a step that wants the logits of `rows` and the hidden states of `state_rows`.
 
@@ -39,17 +39,17 @@ class StepBuilder:
         starts = []
         sequences = []
         lengths = []
-        for piece in slices:
-            seq = piece.seq
+        for chunk in chunks:
+            seq = chunk.seq
             known = self._known[seq]
-            if len(piece.blocks) > known:
-                self._tables[seq, known : len(piece.blocks)] = piece.blocks[known:]
-                self._known[seq] = len(piece.blocks)
-            tokens += piece.tokens
+            if len(chunk.blocks) > known:
+                self._tables[seq, known : len(chunk.blocks)] = chunk.blocks[known:]
+                self._known[seq] = len(chunk.blocks)
+            tokens += chunk.tokens
             query_starts.append(len(tokens))
-            starts.append(piece.start)
+            starts.append(chunk.start)
             sequences.append(seq)
-            lengths.append(piece.start + len(piece.tokens))
+            lengths.append(chunk.start + len(chunk.tokens))
         of_seq, positions = self._spread(sequences, starts, query_starts)
         size = self._block_size
         slots = self._tables[of_seq, positions // size] * size + positions % size

@@ -63,7 +63,7 @@ def _attention_bytes(
     kernels = make_kernels(torch.device(config.device))
     if isinstance(kernels, NativeKernels) and attends_natively(shapes, config.block_size, dtype):
         return scratch_bytes(shapes, text.num_attention_heads, config.threads)
-    # Masks of chunks that do not begin their sequence, and the bools they are made from.
+    # Masks of query tiles that do not begin their sequence, and the bools they are made from.
     masks = config.max_num_batched_tokens * config.max_length * (dtype.itemsize + 2)
     per_position = max(2 * s.num_kv_heads * max(s.key_dim, s.value_dim) for s in shapes) * dtype.itemsize
     gathered = max(GROUP_BYTES, config.max_length * per_position)

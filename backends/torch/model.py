@@ -25,5 +25,5 @@ class PagedModel(Protocol):
         """Write the keys and values of the step's tokens and give the wanted rows.
 
         Tokens may be run again, if all that follow them in their sequence are, too: a step may forget what
-        stands behind a slice's last token in the same block. The head reads the logit rows alone.
+        stands behind a chunk's last token in the same block. The head reads the logit rows alone.
         """

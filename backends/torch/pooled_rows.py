@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ...scheduler.batch import Slice
+from ...scheduler.batch import Chunk
 from ..answers.pooling import Pooler, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class PooledRows:
-    """The rows of a step whose hidden states are wanted, slice after slice."""
+    """The rows of a step whose hidden states are wanted, chunk after chunk."""
 
     rows: list[int]
     """Ascending rows of the step's packed tokens."""
@@ -20,17 +20,17 @@ class PooledRows:
     """(sequence, how many of `rows` are its own)."""
 
     @classmethod
-    def of(cls, slices: Sequence[Slice], pooler: Pooler) -> "PooledRows":
-        """What the pooler needs of the slices, packed one after the other."""
+    def of(cls, chunks: Sequence[Chunk], pooler: Pooler) -> "PooledRows":
+        """What the pooler needs of the chunks, packed one after the other."""
         rows: list[int] = []
         counts = []
         begin = 0
-        for piece in slices:
-            wanted = pooler.rows_of(piece)
+        for chunk in chunks:
+            wanted = pooler.rows_of(chunk)
             if wanted:
                 rows += range(begin + wanted.start, begin + wanted.stop)
-                counts.append((piece.seq, len(wanted)))
-            begin += len(piece.tokens)
+                counts.append((chunk.seq, len(wanted)))
+            begin += len(chunk.tokens)
         return cls(rows, counts)
 
     def hand_over(self, states: Tensor, pooler: Pooler) -> None:

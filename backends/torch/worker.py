@@ -72,22 +72,22 @@ class TorchWorker:
             self._builder.forget(start.seq)
             self._prompts.start(start)
             self._pooler.start(start)
-        if not batch.slices:
+        if not batch.chunks:
             return StepResult(token_ids=[])
-        parts = self._prompts.parts(batch.slices)
+        parts = self._prompts.parts(batch.chunks)
         answering, answer_rows = _answering(batch)
         prompt_rows = _prompt_rows(parts)
         rows = sorted({*answer_rows, *prompt_rows}) if prompt_rows else answer_rows
-        pooled_rows = PooledRows.of(batch.slices, self._pooler)
-        outputs = model.forward(self._builder.build(batch.slices, rows, pooled_rows.rows))
+        pooled_rows = PooledRows.of(batch.chunks, self._pooler)
+        outputs = model.forward(self._builder.build(batch.chunks, rows, pooled_rows.rows))
         pooled_rows.hand_over(outputs.states, self._pooler)
-        pooled = self._pooler.answer(batch.slices)
+        pooled = self._pooler.answer(batch.chunks)
         logits = outputs.logits
         # Scoring prompts may run the model again, and then its logits are others.
         answers = logits[[rows.index(row) for row in answer_rows]] if parts else logits
         prompts = self._score_prompts(model, parts, prompt_rows, rows, logits) if parts else {}
-        sample = self._sampler.sample(answers, [batch.slices[i].seq for i in answering])
-        token_ids: list[int | None] = [None] * len(batch.slices)
+        sample = self._sampler.sample(answers, [batch.chunks[i].seq for i in answering])
+        token_ids: list[int | None] = [None] * len(batch.chunks)
         for i, token in zip(answering, sample.token_ids, strict=True):
             token_ids[i] = token
         errors = sample.errors | pooled.errors if pooled.errors else sample.errors
@@ -101,9 +101,9 @@ class TorchWorker:
         rows: list[int],
         logits: Tensor,
     ) -> dict[int, tuple[TokenLogprobs | None, ...]]:
-        """Score the rows of this pass, then those that did not fit, a piece at a time.
+        """Score the rows of this pass, then those that did not fit, a chunk at a time.
 
-        The pieces run after the whole step has written its keys and values, so what they read is there.
+        The chunks run after the whole step has written its keys and values, so what they read is there.
         """
         place = {row: k for k, row in enumerate(rows)}
         wanted = set(prompt_rows)
@@ -112,21 +112,21 @@ class TorchWorker:
             if own:
                 self._prompts.add(part, logits[[place[row] for row in own]])
         for part in parts:
-            for piece, count in list(part.remaining()):
-                self._prompts.add(part, model.forward(self._builder.build([piece], range(count))).logits)
-        return {part.piece.seq: self._prompts.finish(part) for part in parts}
+            for chunk, count in list(part.remaining()):
+                self._prompts.add(part, model.forward(self._builder.build([chunk], range(count))).logits)
+        return {part.chunk.seq: self._prompts.finish(part) for part in parts}
 
 
 def _answering(batch: Batch) -> tuple[list[int], list[int]]:
     """Slices that want a token, and the rows of their last tokens."""
-    slices, rows = [], []
+    chunks, rows = [], []
     end = 0
-    for i, piece in enumerate(batch.slices):
-        end += len(piece.tokens)
-        if piece.wants is Wants.TOKEN:
-            slices.append(i)
+    for i, chunk in enumerate(batch.chunks):
+        end += len(chunk.tokens)
+        if chunk.wants is Wants.TOKEN:
+            chunks.append(i)
             rows.append(end - 1)
-    return slices, rows
+    return chunks, rows
 
 
 def _rows_of(part: PromptPart) -> range:

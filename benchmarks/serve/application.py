@@ -40,14 +40,14 @@ class PacedWorker(FakeWorker):
         self._step_seconds = step_seconds
 
     def execute(self, batch: Batch) -> StepResult:
-        """Each slice gets the token of the text that belongs to its position."""
+        """Each chunk gets the token of the text that belongs to its position."""
         if self._step_seconds:
             sleep(self._step_seconds)
         text, length = self._text, len(self._text)
         return StepResult(
             [
-                text[(piece.start + len(piece.tokens)) % length] if piece.wants is Wants.TOKEN else None
-                for piece in batch.slices
+                text[(chunk.start + len(chunk.tokens)) % length] if chunk.wants is Wants.TOKEN else None
+                for chunk in batch.chunks
             ]
         )
 

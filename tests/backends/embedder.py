@@ -1,4 +1,4 @@
-"""Drives a worker with prompts that become embeddings, in any pieces and any company."""
+"""Drives a worker with prompts that become embeddings, in any chunks and any company."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.backends.worker import Worker
-from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, Pooling, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 
@@ -25,16 +25,16 @@ def embed(
     found: dict[int, tuple[float, ...]] = {}
     position = 0
     while len(found) < len(prompts):
-        slices = []
+        chunks = []
         for seq, prompt in enumerate(prompts):
             tokens = tuple(prompt[position : position + chunk])
             wants = Wants.EMBEDDING if position + len(tokens) == len(prompt) else Wants.NOTHING
             if tokens:
-                slices.append(Slice(seq, tokens, position, tables[seq], wants))
-        result = worker.execute(Batch(tuple(slices), started))
+                chunks.append(Chunk(seq, tokens, position, tables[seq], wants))
+        result = worker.execute(Batch(tuple(chunks), started))
         assert not result.errors
-        assert result.token_ids == [None] * len(slices)
-        assert set(result.embeddings) == {each.seq for each in slices if each.wants is Wants.EMBEDDING}
+        assert result.token_ids == [None] * len(chunks)
+        assert set(result.embeddings) == {each.seq for each in chunks if each.wants is Wants.EMBEDDING}
         found.update(result.embeddings)
         started, position = (), position + chunk
     worker.execute(Batch((), (), tuple(range(len(prompts)))))

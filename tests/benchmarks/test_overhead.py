@@ -9,8 +9,8 @@ from millstream.benchmarks.overhead import Mark, Setting, main, measure, steady_
 from millstream.errors import MillstreamError
 
 
-def mark(num_slices: int, num_tokens: int, at: float) -> Mark:
-    made = Mark(num_slices, num_tokens, at, 2 * at)
+def mark(num_chunks: int, num_tokens: int, at: float) -> Mark:
+    made = Mark(num_chunks, num_tokens, at, 2 * at)
     made.execute_seconds = 0.25
     return made
 

@@ -65,7 +65,7 @@ def test_the_async_engine_is_measured_in_the_same_way() -> None:
 
 def test_a_request_that_fails_spoils_the_measurement() -> None:
     def fail(batch: Batch) -> None:
-        if batch.slices:
+        if batch.chunks:
             raise RuntimeError("out of ink")
 
     config = ModelConfig(

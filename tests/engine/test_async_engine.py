@@ -256,7 +256,7 @@ async def test_only_the_guilty_request_fails_when_the_worker_raises():
     poison = 199
 
     def on_batch(batch):
-        if any(poison in piece.tokens for piece in batch.slices):
+        if any(poison in chunk.tokens for chunk in batch.chunks):
             raise RuntimeError("poison")
 
     backend = FakeBackend(vocab_size=150, on_batch=on_batch)

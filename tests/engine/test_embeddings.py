@@ -112,7 +112,7 @@ async def test_a_model_that_only_embeds_generates_nothing(start_engine):
 
 async def test_a_failure_is_told_and_nothing_is_left_running(start_engine):
     def fail(batch):
-        if any(len(piece.tokens) == 3 for piece in batch.slices):
+        if any(len(chunk.tokens) == 3 for chunk in batch.chunks):
             raise WorkerError("no")
 
     async with start_engine(FakeBackend(vocab_size=200, on_batch=fail)) as engine:

@@ -106,12 +106,12 @@ class Harness:
     @staticmethod
     def check_no_reading_of_what_this_step_writes(batch):
         written = {}
-        for piece in batch.slices:
-            for position in range(piece.start, piece.start + len(piece.tokens)):
-                written.setdefault(piece.blocks[position // BLOCK], set()).add(piece.seq)
-        for piece in batch.slices:
-            for block in piece.blocks[: piece.start // BLOCK]:
-                assert written.get(block, {piece.seq}) == {piece.seq}
+        for chunk in batch.chunks:
+            for position in range(chunk.start, chunk.start + len(chunk.tokens)):
+                written.setdefault(chunk.blocks[position // BLOCK], set()).add(chunk.seq)
+        for chunk in batch.chunks:
+            for block in chunk.blocks[: chunk.start // BLOCK]:
+                assert written.get(block, {chunk.seq}) == {chunk.seq}
 
     def run(self, limit=10_000):
         for _ in range(limit):
@@ -215,15 +215,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.h.scheduler.schedule(self.h.now)
         if batch is None:
             return
-        seqs = [piece.seq for piece in batch.slices]
-        # With sharing inside a step, others may read what an unplaced slice was to write.
+        seqs = [chunk.seq for chunk in batch.chunks]
+        # With sharing inside a step, others may read what an unplaced chunk was to write.
         most = 0 if self.h.within_step else len(seqs)
         unplaced = frozenset(data.draw(st.lists(st.sampled_from(seqs), max_size=most)))
         result = self.h.worker.execute(batch)
         token_ids = [
             None if seq in unplaced else token for seq, token in zip(seqs, result.token_ids, strict=True)
         ]
-        held = {block for piece in batch.slices for block in piece.blocks}
+        held = {block for chunk in batch.chunks for block in chunk.blocks}
         lost = [block for block in range(self.h.kv.num_blocks) if block not in held and block % 2]
         lost = [block for block in lost if self.h.kv._pool.is_free(block)]
         for block in lost:
@@ -430,7 +430,7 @@ def test_equal_prompts_in_one_step_are_computed_once():
     for _ in range(4):
         h.add([1] * 17, tokens=2)
     batch = h.step()
-    assert [len(piece.tokens) for piece in batch.slices] == [17, 1, 1, 1]
+    assert [len(chunk.tokens) for chunk in batch.chunks] == [17, 1, 1, 1]
     assert h.kv.stats().hit_tokens == 48
 
 
@@ -467,7 +467,7 @@ def test_a_failed_step_is_repeated_one_request_at_a_time_and_only_the_guilty_end
     guilty = requests[1]
 
     def execute(batch):
-        if any(h.scheduler._by_seq[piece.seq] is guilty for piece in batch.slices):
+        if any(h.scheduler._by_seq[chunk.seq] is guilty for chunk in batch.chunks):
             h.scheduler.fail(batch, "it breaks the worker", h.now)
             h.worker = h.new_worker(64, 4)
             return
@@ -492,7 +492,7 @@ def test_a_sequence_error_ends_that_request_alone():
     batch = h.scheduler.schedule(0.0)
     result = h.worker.execute(batch)
     result.token_ids[0] = None
-    result.errors[batch.slices[0].seq] = "logits are not finite"
+    result.errors[batch.chunks[0].seq] = "logits are not finite"
     h.scheduler.update(batch, result, 0.0)
     h.run()
     assert bad.finish_reason is FinishReason.ERROR
@@ -503,7 +503,7 @@ def test_a_sequence_error_ends_that_request_alone():
 def test_only_the_last_chunk_wants_a_token():
     h = Harness(max_num_batched_tokens=4, max_num_seqs=1)
     h.add([1] * 10, tokens=1)
-    wants = [h.step().slices[0].wants for _ in range(3)]
+    wants = [h.step().chunks[0].wants for _ in range(3)]
     assert wants == [Wants.NOTHING, Wants.NOTHING, Wants.TOKEN]
 
 
@@ -550,7 +550,7 @@ def test_a_prompt_that_must_come_whole_waits_for_a_step_of_its_own():
     requests = [h.add([n] * length, pooling=Pooling.MEAN) for n, length in enumerate([9, 9, 5, 16, 1])]
     h.run()
     assert all(request.finish_reason is FinishReason.STOP for request in requests)
-    assert [[len(piece.tokens) for piece in batch.slices] for batch in h.batches] == [[9], [9, 5], [16], [1]]
+    assert [[len(chunk.tokens) for chunk in batch.chunks] for batch in h.batches] == [[9], [9, 5], [16], [1]]
 
 
 def test_a_prompt_that_must_come_whole_is_refused_where_no_step_holds_it():
@@ -568,7 +568,7 @@ def test_adapters_that_cannot_mix_take_turns():
     while h.scheduler.has_work:
         batch = h.step()
         adapter_of |= {start.seq: start.adapter for start in batch.started}
-        (adapter,) = {adapter_of[piece.seq] for piece in batch.slices}
+        (adapter,) = {adapter_of[chunk.seq] for chunk in batch.chunks}
         served.append(adapter)
     assert {request.finish_reason for request in requests} == {FinishReason.LENGTH}
     assert served[:2] == [None, "x"]

@@ -1,4 +1,4 @@
-// Drawing tokens from rows of logits: what backends/answers/choice.py defines, without sorting.
+// Drawing tokens from rows of logits: what backends/answers/numpy_token_sampler.py defines, without sorting.
 //
 // Tokens stand in the order of falling logit, equal logits in that of rising token id. A kept set is a run of
 // leading tokens, so a bound describes it: a logit, and the last token id kept of those that have it. Top-k and

@@ -139,20 +139,20 @@ class StepPrograms:
 
     def find(self, inputs: StepInputs) -> StepProgram:
         """The program of a step. What it gives lies in memory that the next step uses again."""
-        tokens, (slices, columns) = inputs.query_starts[-1], inputs.block_tables.shape
-        if not len(inputs.state_rows) and slices == tokens == len(inputs.logit_rows) <= KEPT_ROWS:
-            return self._keep(slices, columns)
+        tokens, (chunks, columns) = inputs.query_starts[-1], inputs.block_tables.shape
+        if not len(inputs.state_rows) and chunks == tokens == len(inputs.logit_rows) <= KEPT_ROWS:
+            return self._keep(chunks, columns)
         if tokens > len(self._memory.x):
             self._memory = StepMemory.allocate(self._config, self._kv.dtype, -(-tokens // _ROWS) * _ROWS)
-        step = NativeKVStep(self._kv, slices, tokens, columns)
+        step = NativeKVStep(self._kv, chunks, tokens, columns)
         return self._make(step, self._memory.first(tokens), inputs.output_rows)
 
-    def _keep(self, slices: int, columns: int) -> StepProgram:
-        program = self._kept.get(slices)
+    def _keep(self, chunks: int, columns: int) -> StepProgram:
+        program = self._kept.get(chunks)
         if program is None or program.step.columns < columns:
             # Twice as many: a long sequence has its program made anew a few times in its life.
-            step = NativeKVStep(self._kv, slices, slices, max(LEAST_COLUMNS, 2 * columns))
-            program = self._kept[slices] = self._make(step, self._kept_memory.first(slices), None)
+            step = NativeKVStep(self._kv, chunks, chunks, max(LEAST_COLUMNS, 2 * columns))
+            program = self._kept[chunks] = self._make(step, self._kept_memory.first(chunks), None)
         return program
 
     def _make(self, step: NativeKVStep, memory: StepMemory, rows: Tensor | None) -> StepProgram:

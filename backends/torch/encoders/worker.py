@@ -3,7 +3,7 @@
 import torch
 
 from ....errors import NotSupported, WorkerError
-from ....scheduler.batch import Batch, Slice, StepResult
+from ....scheduler.batch import Batch, Chunk, StepResult
 from ...answers.pooling import Pooler, Projection
 from ...worker import Adapter, WorkerSpec
 from ..pooled_rows import to_rows
@@ -55,16 +55,16 @@ class EncoderWorker:
         for start in batch.started:
             self._pooler.start(start)
             lengths[start.seq] = len(start.token_ids)
-        for piece in batch.slices:
-            _check_whole(piece, lengths.get(piece.seq))
-        wanted = [self._pooler.rows_of(piece) for piece in batch.slices]
-        for i, states in encoder.states([piece.tokens for piece in batch.slices]):
-            self._pooler.add(batch.slices[i].seq, to_rows(states[wanted[i].start : wanted[i].stop]))
-        pooled = self._pooler.answer(batch.slices)
-        return StepResult([None] * len(batch.slices), embeddings=pooled.embeddings, errors=pooled.errors)
+        for chunk in batch.chunks:
+            _check_whole(chunk, lengths.get(chunk.seq))
+        wanted = [self._pooler.rows_of(chunk) for chunk in batch.chunks]
+        for i, states in encoder.states([chunk.tokens for chunk in batch.chunks]):
+            self._pooler.add(batch.chunks[i].seq, to_rows(states[wanted[i].start : wanted[i].stop]))
+        pooled = self._pooler.answer(batch.chunks)
+        return StepResult([None] * len(batch.chunks), embeddings=pooled.embeddings, errors=pooled.errors)
 
 
-def _check_whole(piece: Slice, length: int | None) -> None:
-    """Raise WorkerError unless the slice holds all tokens of a sequence that begins with this step."""
-    if piece.start or len(piece.tokens) != length:
-        raise WorkerError(f"sequence {piece.seq} comes in pieces; its tokens see those that come after them")
+def _check_whole(chunk: Chunk, length: int | None) -> None:
+    """Raise WorkerError unless the chunk holds all tokens of a sequence that begins with this step."""
+    if chunk.start or len(chunk.tokens) != length:
+        raise WorkerError(f"sequence {chunk.seq} comes in chunks; its tokens see those that come after them")

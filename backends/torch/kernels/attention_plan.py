@@ -1,4 +1,4 @@
-"""Which blocks each slice of a step reads and what it may see of them: shared by all layers of one kind."""
+"""Which blocks each chunk of a step reads and what it may see of them: shared by all layers of one kind."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from .step_inputs import StepInputs
 
 PADDING = 4
-"""A decode slice joins a group when at most a quarter of the group's longest table, or this many blocks, is
+"""A decode chunk joins a group when at most a quarter of the group's longest table, or this many blocks, is
 padding."""
-CHUNK_ROWS = 512
+TILE_ROWS = 512
 """Most queries under one explicit mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """B slices of one token each, their contexts padded to L positions of whole blocks."""
+    """B chunks of one token each, their contexts padded to L positions of whole blocks."""
 
     rows: Tensor
     """[B] int64, rows of the step's tokens."""
@@ -27,7 +27,7 @@ class DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class QueryTile:
     """Rows `begin` to `end` of the step's tokens: consecutive positions of one sequence."""
 
     begin: int
@@ -42,10 +42,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """All slices of a step, each in exactly one group or in one or more chunks."""
+    """All chunks of a step, each in exactly one group or in one or more tiles."""
 
     decodes: tuple[DecodeGroup, ...]
-    chunks: tuple[Chunk, ...]
+    tiles: tuple[QueryTile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class _Planner:
         )
 
     def group(self, members: list[tuple[int, int, int]]) -> DecodeGroup:
-        """Members are (blocks read, first block, slice), the longest one first."""
+        """Members are (blocks read, first block, chunk), the longest one first."""
         inputs, size = self.inputs, self.block_size
         longest = members[0][0]
         facts = torch.tensor(
@@ -94,10 +94,10 @@ class _Planner:
             ],
             device=self.device,
         )
-        slices, counts, firsts, rows, lengths, visible = facts.unbind(1)
+        chunks, counts, firsts, rows, lengths, visible = facts.unbind(1)
         offsets = torch.arange(longest, device=self.device)
         columns = (firsts[:, None] + offsets).clamp_(max=inputs.block_tables.shape[1] - 1)
-        blocks = inputs.block_tables[slices[:, None], columns]
+        blocks = inputs.block_tables[chunks[:, None], columns]
         blocks = blocks.masked_fill_(offsets >= counts[:, None], self.spare_block)
         positions = torch.arange(longest * size, device=self.device)
         hidden = positions >= lengths[:, None]
@@ -105,8 +105,8 @@ class _Planner:
             hidden |= positions < (visible - firsts * size)[:, None]
         return DecodeGroup(rows, self.index(blocks), self.bias(hidden)[:, None, None])
 
-    def chunk(self, i: int, begin: int, end: int, masked: bool) -> Chunk:
-        """Rows `begin` to `end` of the step, all of slice `i`."""
+    def tile(self, i: int, begin: int, end: int, masked: bool) -> QueryTile:
+        """Rows `begin` to `end` of the step, all of chunk `i`."""
         inputs, size = self.inputs, self.block_size
         position = inputs.context_lengths[i] - inputs.query_starts[i + 1] + begin
         context = position + end - begin
@@ -114,29 +114,28 @@ class _Planner:
         index = self.index(inputs.block_tables[i, first : -(-context // size)])
         length = context - first * size
         if not masked:
-            return Chunk(begin, end, index, length, None)
+            return QueryTile(begin, end, index, length, None)
         queries = torch.arange(position, context, device=self.device)[:, None]
         keys = torch.arange(first * size, context, device=self.device)
         hidden = keys > queries
         if self.window is not None:
             hidden |= keys <= queries - self.window
-        return Chunk(begin, end, index, length, self.bias(hidden))
+        return QueryTile(begin, end, index, length, self.bias(hidden))
 
-    def chunks(self, i: int) -> list[Chunk]:
+    def tiles(self, i: int) -> list[QueryTile]:
         starts = self.inputs.query_starts
         begin, end, context = starts[i], starts[i + 1], self.inputs.context_lengths[i]
         whole = context == end - begin and (self.window is None or context <= self.window)
         if whole and self.causal_kernel:
-            return [self.chunk(i, begin, end, masked=False)]
+            return [self.tile(i, begin, end, masked=False)]
         return [
-            self.chunk(i, row, min(row + CHUNK_ROWS, end), masked=True)
-            for row in range(begin, end, CHUNK_ROWS)
+            self.tile(i, row, min(row + TILE_ROWS, end), masked=True) for row in range(begin, end, TILE_ROWS)
         ]
 
-    def decode_groups(self, slices: list[int]) -> list[DecodeGroup]:
+    def decode_groups(self, chunks: list[int]) -> list[DecodeGroup]:
         """Sort by blocks read, then cut where padding or memory would be too much."""
         members = []
-        for i in slices:
+        for i in chunks:
             length = self.inputs.context_lengths[i]
             first = self.first_visible(length - 1) // self.block_size
             members.append((-(-length // self.block_size) - first, first, i))
@@ -169,10 +168,10 @@ def plan_attention(
     """Plan one step for layers of one window and one number of heads.
 
     Args:
-        causal_kernel: attention can be causal without a mask where a chunk starts its sequence.
+        causal_kernel: attention can be causal without a mask where a tile starts its sequence.
         head_offsets: [heads] what to add to a block's id for each head.
         spare_block: a block of zeros, for padding.
-        group_blocks: most blocks that a group of decode slices gathers, padding included, unless one slice
+        group_blocks: most blocks that a group of decode chunks gathers, padding included, unless one chunk
             alone has more.
         dtype: of the masks.
     """
@@ -181,10 +180,10 @@ def plan_attention(
     )
     starts = inputs.query_starts
     decodes: list[int] = []
-    chunks: list[Chunk] = []
+    tiles: list[QueryTile] = []
     for i in range(len(starts) - 1):
         if starts[i + 1] - starts[i] == 1:
             decodes.append(i)
         else:
-            chunks += planner.chunks(i)
-    return AttentionPlan(tuple(planner.decode_groups(decodes)), tuple(chunks))
+            tiles += planner.tiles(i)
+    return AttentionPlan(tuple(planner.decode_groups(decodes)), tuple(tiles))

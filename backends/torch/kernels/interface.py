@@ -52,7 +52,7 @@ class Activation(Enum):
 
 
 class KVStep(Protocol):
-    """The cache as seen by one step. Every layer writes first, then attends, so slices may share blocks."""
+    """The cache as seen by one step. Every layer writes first, then attends, so chunks may share blocks."""
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store the step's keys [T, kv heads, key dim] and values [T, kv heads, value dim] of a layer."""
@@ -67,7 +67,7 @@ class KVStep(Protocol):
         """
 
     def attend(self, layer: int, query: Tensor, spec: AttentionSpec) -> Tensor:
-        """Attention of `query` [T, heads, key dim] over its slices' contexts: [T, heads, value dim].
+        """Attention of `query` [T, heads, key dim] over its chunks' contexts: [T, heads, value dim].
 
         Query head h reads key head h // (heads / kv heads).
         """
@@ -80,7 +80,7 @@ class PagedKV(Protocol):
         """Prepare what all layers of a step share. One step at a time.
 
         A new owner of a block must not see what the former one left there, be it no number at all: where a
-        slice begins a block, whatever stands behind the slice's last token may be forgotten.
+        chunk begins a block, whatever stands behind the chunk's last token may be forgotten.
         """
 
 

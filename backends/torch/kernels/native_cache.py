@@ -87,22 +87,22 @@ class NativePagedKV:
 
 
 class NativeKVStep:
-    """Steps over a NativePagedKV, one at a time, that have as many slices, tokens and columns of tables.
+    """Steps over a NativePagedKV, one at a time, that have as many chunks, tokens and columns of tables.
 
     What a call got from here reads of a step is what `fill` wrote last.
     """
 
-    def __init__(self, kv: NativePagedKV, slices: int, tokens: int, columns: int) -> None:
+    def __init__(self, kv: NativePagedKV, chunks: int, tokens: int, columns: int) -> None:
         self._kv = kv
         self._tokens = tokens
         self._slots = torch.empty(tokens, dtype=torch.int64)
-        self._tables = torch.zeros(slices, columns, dtype=torch.int64)
-        self._order = array("q", bytes(8 * slices))
-        self._starts = array("q", bytes(8 * (slices + 1)))
-        self._lengths = array("q", bytes(8 * slices))
+        self._tables = torch.zeros(chunks, columns, dtype=torch.int64)
+        self._order = array("q", bytes(8 * chunks))
+        self._starts = array("q", bytes(8 * (chunks + 1)))
+        self._lengths = array("q", bytes(8 * chunks))
         self._clears = array("B", bytes(tokens))
         self._plan = (
-            slices,
+            chunks,
             self._order.buffer_info()[0],
             self._starts.buffer_info()[0],
             self._lengths.buffer_info()[0],
@@ -112,7 +112,7 @@ class NativeKVStep:
 
     @property
     def columns(self) -> int:
-        """Most blocks that a slice may have."""
+        """Most blocks that a chunk may have."""
         return self._tables.shape[1]
 
     def fill(self, inputs: StepInputs) -> None:
@@ -174,7 +174,7 @@ class NativeKVStep:
 
     def attend_call(self, layer: int, query: Tensor, spec: AttentionSpec, out: Tensor) -> Callable[[], None]:
         """`attend` into `out` [T, heads, dim], whenever called; the queries of a token lie together."""
-        slices, order, starts, lengths, tables, columns = self._plan
+        chunks, order, starts, lengths, tables, columns = self._plan
         return partial(
             self._kv.functions.attend,
             *self._layout(layer),
@@ -182,7 +182,7 @@ class NativeKVStep:
             query.stride(0),
             out.data_ptr(),
             query.shape[1],
-            slices,
+            chunks,
             order,
             starts,
             lengths,
@@ -203,7 +203,7 @@ class NativeKVStep:
 
 
 def _clears(inputs: StepInputs, block_size: int) -> "array[int]":
-    """Per token: is it its slice's last one, in a block that the slice began and leaves partly filled?"""
+    """Per token: is it its chunk's last one, in a block that the chunk began and leaves partly filled?"""
     starts = inputs.query_starts
     clears = array("B", bytes(starts[-1]))
     for i, length in enumerate(inputs.context_lengths):

@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A packed ragged batch of S slices with T tokens in all; no padding between slices.
+    """A packed ragged batch of S chunks with T tokens in all; no padding between chunks.
 
-    Slice i owns rows `query_starts[i] : query_starts[i + 1]` of every per-token tensor, and its last token
+    Chunk i owns rows `query_starts[i] : query_starts[i + 1]` of every per-token tensor, and its last token
     stands at position `context_lengths[i] - 1` of its sequence.
     """
 

@@ -12,7 +12,7 @@ from .kv_codes import CodedBlocks, vector_bytes
 from .step_inputs import StepInputs
 
 GROUP_BYTES = 16 << 20
-"""Most bytes of keys and values that decode slices gather at a time, unless one slice alone has more."""
+"""Most bytes of keys and values that decode chunks gather at a time, unless one chunk alone has more."""
 MAX_SCORES = 1 << 24
 """Most attention scores that the soft-capped path holds at a time."""
 
@@ -153,7 +153,7 @@ class TorchPagedKV:
 
 
 def _begun_blocks(inputs: StepInputs, block_size: int) -> Tensor | None:
-    """Ids of the blocks that a slice starts to write and leaves partly filled.
+    """Ids of the blocks that a chunk starts to write and leaves partly filled.
 
     What a former owner left behind could be infinite or no number, and neither a masked score nor a weight of
     zero undoes that; so these blocks are cleared before they are written.
@@ -205,14 +205,14 @@ class TorchKVStep:
             grouped = query.index_select(0, group.rows).view(count, heads, -1, dim)
             result = _attention(grouped, key, value, group.mask, spec)[..., : shape.value_dim]
             out.index_copy_(0, group.rows, result.flatten(1, 2))
-        for chunk in plan.chunks:
-            rows = query[chunk.begin : chunk.end]
+        for tile in plan.tiles:
+            rows = query[tile.begin : tile.end]
             rows = rows.view(rows.shape[0], heads, -1, dim).permute(1, 2, 0, 3)
-            keys, values = self._gather(layer, chunk.index, 1)
-            key = keys[0, :, None, : chunk.length].expand(-1, rows.shape[1], -1, -1)
-            value = values[0, :, None, : chunk.length].expand(-1, rows.shape[1], -1, -1)
-            result = _attention(rows, key, value, chunk.mask, spec)[..., : shape.value_dim]
-            out[chunk.begin : chunk.end] = result.permute(2, 0, 1, 3).flatten(1, 2)
+            keys, values = self._gather(layer, tile.index, 1)
+            key = keys[0, :, None, : tile.length].expand(-1, rows.shape[1], -1, -1)
+            value = values[0, :, None, : tile.length].expand(-1, rows.shape[1], -1, -1)
+            result = _attention(rows, key, value, tile.mask, spec)[..., : shape.value_dim]
+            out[tile.begin : tile.end] = result.permute(2, 0, 1, 3).flatten(1, 2)
         return out
 
     def _plan(self, layer: int, spec: AttentionSpec, dtype: torch.dtype) -> AttentionPlan:
@@ -254,10 +254,10 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
         raise ValueError("soft-capped attention needs a mask")
     batch = query.shape[0] * query.shape[1]
     rows = max(1, MAX_SCORES // (batch * key.shape[2]))
-    pieces = []
+    parts = []
     for begin in range(0, query.shape[2], rows):
         scores = torch.matmul(query[:, :, begin : begin + rows], key.transpose(-1, -2)).float()
         scores = scores.mul_(spec.scale / spec.softcap).tanh_().mul_(spec.softcap)
         scores += mask if mask.shape[-2] == 1 else mask[..., begin : begin + rows, :]
-        pieces.append(torch.matmul(scores.softmax(-1).to(value.dtype), value))
-    return torch.cat(pieces, dim=2)
+        parts.append(torch.matmul(scores.softmax(-1).to(value.dtype), value))
+    return torch.cat(parts, dim=2)

@@ -1,4 +1,4 @@
-"""The check that a model computes on the paged cache, in pieces, what it computes by itself."""
+"""The check that a model computes on the paged cache, in chunks, what it computes by itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Two sequences, whole and in packed pieces: both begin, then one goes on and the other ends.
+    """Two sequences, whole and in packed chunks: both begin, then one goes on and the other ends.
 
     A model that takes the order of a step's tokens for their positions, or lets neighbours in a step see each
-    other outside of attention, is right in the first rows alone: those of the first piece.
+    other outside of attention, is right in the first rows alone: those of the first chunk.
     """
 
     whole: Mapping[str, Tensor]
@@ -43,7 +43,7 @@ class Check:
     order: Tensor
     """[R] int64: the row of `whole`, flattened, of each row of logits, one step after another."""
     first_rows: int
-    """Rows of logits of the first piece."""
+    """Rows of logits of the first chunk."""
     num_blocks: int
 
     @classmethod
@@ -54,9 +54,9 @@ class Check:
         tokens = torch.arange(2 * n, device=device).mul(7919).add(101).remainder(vocab_size).view(2, n)
         tables = torch.arange(2 * -(-n // block_size), device=device).view(-1, 2).T.flip(0)
         third = n // 3
-        pieces = (((0, 0, n - 1), (1, 0, third)), ((1, third, n), (0, n - 1, n)))
-        steps = tuple(_step(tokens, tables, block_size, step) for step in pieces)
-        order = torch.cat([torch.cat([positions[a:b] + n * i for i, a, b in step])[1:] for step in pieces])
+        chunks = (((0, 0, n - 1), (1, 0, third)), ((1, third, n), (0, n - 1, n)))
+        steps = tuple(_step(tokens, tables, block_size, step) for step in chunks)
+        order = torch.cat([torch.cat([positions[a:b] + n * i for i, a, b in step])[1:] for step in chunks])
         whole = {"input_ids": tokens, "position_ids": positions.expand(2, n)}
         return cls(whole, steps, order, n - 2, tables.numel())
 
@@ -78,20 +78,20 @@ class Check:
 
 
 def _step(
-    tokens: Tensor, tables: Tensor, block_size: int, pieces: Sequence[tuple[int, int, int]]
+    tokens: Tensor, tables: Tensor, block_size: int, chunks: Sequence[tuple[int, int, int]]
 ) -> StepInputs:
-    """Packed inputs of `pieces` (sequence, first position, end), with logits for all rows but the first."""
-    positions = torch.cat([torch.arange(a, b, device=tokens.device) for _, a, b in pieces])
-    ends = torch.tensor([b - a for _, a, b in pieces]).cumsum(0).tolist()
-    sequences = torch.cat([torch.full((b - a,), i, device=tokens.device) for i, a, b in pieces])
+    """Packed inputs of `chunks` (sequence, first position, end), with logits for all rows but the first."""
+    positions = torch.cat([torch.arange(a, b, device=tokens.device) for _, a, b in chunks])
+    ends = torch.tensor([b - a for _, a, b in chunks]).cumsum(0).tolist()
+    sequences = torch.cat([torch.full((b - a,), i, device=tokens.device) for i, a, b in chunks])
     return StepInputs(
         token_ids=tokens[sequences, positions],
         positions=positions,
         slot_mapping=tables[sequences, positions // block_size] * block_size + positions % block_size,
         query_starts=(0, *ends),
-        context_lengths=tuple(b for _, _, b in pieces),
-        block_tables=tables[[i for i, _, _ in pieces]],
+        context_lengths=tuple(b for _, _, b in chunks),
+        block_tables=tables[[i for i, _, _ in chunks]],
         logit_rows=torch.arange(1, len(positions), device=tokens.device),
         state_rows=torch.arange(0, device=tokens.device),
-        sequence_ids=tuple(i for i, _, _ in pieces),
+        sequence_ids=tuple(i for i, _, _ in chunks),
     )

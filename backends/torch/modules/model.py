@@ -2,7 +2,7 @@
 
 A packed step goes in as one row of T tokens with their positions; attention is answered from the cache.
 Whether a model can run like this is decided when it is loaded: by what its class and configuration say, by a
-probe of its attention calls, and by comparing two short sequences, computed in pieces, with its own pass.
+probe of its attention calls, and by comparing two short sequences, computed in chunks, with its own pass.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -32,7 +32,7 @@ def test_a_model_without_a_chat_template_gets_plain_text(capsys: pytest.CaptureF
 
 def test_a_failing_worker_is_reported() -> None:
     def fail(batch: Batch) -> None:
-        if batch.slices:
+        if batch.chunks:
             raise RuntimeError("out of ink")
 
     backend = FakeBackend(on_batch=fail)

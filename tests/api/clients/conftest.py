@@ -40,7 +40,7 @@ def failing():
 
     def make(name="failing", *, tokens):
         def fail(batch):
-            if any(piece.start >= tokens for piece in batch.slices):
+            if any(piece.start >= tokens for piece in batch.chunks):
                 raise RuntimeError("told to")
 
         return fake_model(name, backend=FakeBackend(vocab_size=200, max_length=512, on_batch=fail))

@@ -87,7 +87,7 @@ async def test_a_deadline_in_the_middle_is_told_as_one(serve, fake):
 
 async def test_a_failing_step_is_an_error_in_both_forms(serve, fake):
     def fail(batch):
-        if any(piece.tokens[0] == 13 for piece in batch.slices):
+        if any(piece.tokens[0] == 13 for piece in batch.chunks):
             raise RuntimeError("the device is gone")
 
     backend = FakeBackend(vocab_size=200, max_length=512, on_batch=fail)

@@ -264,12 +264,12 @@ def test_an_id_is_used_again_after_it_was_retired(sampler_of):
     assert sampler.sample(row, [0]) == fresh.sample(row, [0])
 
 
-def test_best_on_a_device_is_best_on_the_host(make_chooser):
+def test_best_on_a_device_is_best_on_the_host(make_token_sampler):
     logits = coarse_logits(6, 20, 5000)
     logits[3, 40] = math.nan
     logits[4] = -math.inf
     ids, peaks = best_on_device(logits)
-    host_ids, host_peaks = make_chooser(logits.shape[1]).best(logits.numpy())
+    host_ids, host_peaks = make_token_sampler(logits.shape[1]).best(logits.numpy())
     np.testing.assert_array_equal(ids, host_ids)
     np.testing.assert_array_equal(peaks, host_peaks)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from millstream.backends.worker import Worker
-from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, StepResult, TokenLogprobs, Wants
+from millstream.scheduler.batch import Batch, Chunk, Pooling, SequenceStart, StepResult, TokenLogprobs, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0)
@@ -106,18 +106,18 @@ class Driver:
 
     def step(self, *parts: Live | tuple[Live, int]) -> StepResult:
         """One batch: of each part so many of its next tokens, or all that are left."""
-        slices, started = [], []
+        chunks, started = [], []
         chosen = [part if isinstance(part, tuple) else (part, len(part.tokens)) for part in parts]
         for live, most in chosen:
             if live.is_new:
                 started.append(self._start_of(live))
                 live.is_new = False
-            slices.append(self._slice(live, most))
+            chunks.append(self._chunk(live, most))
         retired, self._retired = self._retired, []
-        result = self.worker.execute(Batch(tuple(slices), tuple(started), tuple(retired)))
-        self._check_answers(slices, result)
-        for (live, _), piece, token in zip(chosen, slices, result.token_ids, strict=True):
-            live.computed += len(piece.tokens)
+        result = self.worker.execute(Batch(tuple(chunks), tuple(started), tuple(retired)))
+        self._check_answers(chunks, result)
+        for (live, _), chunk, token in zip(chosen, chunks, result.token_ids, strict=True):
+            live.computed += len(chunk.tokens)
             live.prompt_logprobs += result.prompt_logprobs.get(live.seq, ())
             if token is not None:
                 live.tokens.append(token)
@@ -181,7 +181,7 @@ class Driver:
             pooling=live.pooling,
         )
 
-    def _slice(self, live: Live, most: int) -> Slice:
+    def _chunk(self, live: Live, most: int) -> Chunk:
         tokens = tuple(live.tokens[live.computed : live.computed + most])
         end = live.computed + len(tokens)
         while len(live.blocks) * self.block_size < end:
@@ -191,19 +191,19 @@ class Driver:
         wants = Wants.NOTHING
         if end == len(live.tokens):
             wants = Wants.TOKEN if live.pooling is None else Wants.EMBEDDING
-        return Slice(live.seq, tokens, live.computed, tuple(live.blocks), wants)
+        return Chunk(live.seq, tokens, live.computed, tuple(live.blocks), wants)
 
     def _give_back(self, live: Live) -> None:
         held = {block for other in self._live if other is not live for block in other.blocks}
         self._free += [block for block in live.blocks if block not in held]
 
-    def _check_answers(self, slices: list[Slice], result: StepResult) -> None:
+    def _check_answers(self, chunks: list[Chunk], result: StepResult) -> None:
         assert result.errors == {}
         assert result.unplaced == frozenset()
         assert [token is not None for token in result.token_ids] == [
-            piece.wants is Wants.TOKEN for piece in slices
+            chunk.wants is Wants.TOKEN for chunk in chunks
         ]
-        assert set(result.embeddings) == {piece.seq for piece in slices if piece.wants is Wants.EMBEDDING}
+        assert set(result.embeddings) == {chunk.seq for chunk in chunks if chunk.wants is Wants.EMBEDDING}
 
     def _check_lost(self, result: StepResult) -> None:
         held = {block for live in self._live for block in live.blocks[: -(-live.computed // self.block_size)]}

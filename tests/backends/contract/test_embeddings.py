@@ -64,9 +64,9 @@ def test_texts_and_embeddings_share_steps(driver, pooling):
     expected = alone(driver, MIDDLE, pooling)
     text, prompt = driver.begin(LONG), driver.begin(MIDDLE, pooling=pooling)
     while prompt.embedding is None:
-        pieces = [(text, 40), (prompt, 9)]
-        driver.random.shuffle(pieces)
-        driver.step(*pieces)
+        chunks = [(text, 40), (prompt, 9)]
+        driver.random.shuffle(chunks)
+        driver.step(*chunks)
     driver.generate([text], max(COUNT, len(text.output)))
     assert text.output[:COUNT] == tokens
     assert difference([prompt], [expected]) < TOLERANCE

@@ -22,7 +22,7 @@ from millstream.backends.llamacpp.backend import LlamaCppBackend
 from millstream.backends.torch.files.checkpoint import Checkpoint
 from millstream.backends.worker import Adapter, WorkerConfig
 from millstream.errors import LimitExceeded, ModelFormatError, NotSupported, WorkerError
-from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 from ..export.test_checkpoint import make_checkpoint
@@ -69,7 +69,7 @@ def generate(worker, lines, count=COUNT, seed=0):
     ]:
         adapter = order.choice([line.adapter for line in waiting])
         chosen = [line for line in waiting if line.adapter == adapter]
-        started, slices = [], []
+        started, chunks = [], []
         for line in chosen:
             if line in new:
                 new.remove(line)
@@ -77,10 +77,10 @@ def generate(worker, lines, count=COUNT, seed=0):
             tokens = tuple(line.tokens[line.computed :][: 64 // len(chosen)])
             end = line.computed + len(tokens)
             wants = Wants.TOKEN if end == len(line.tokens) else Wants.NOTHING
-            slices.append(Slice(line.seq, tokens, line.computed, line.blocks, wants))
-        result = worker.execute(Batch(tuple(slices), tuple(started)))
-        for line, piece, token in zip(chosen, slices, result.token_ids, strict=True):
-            line.computed += len(piece.tokens)
+            chunks.append(Chunk(line.seq, tokens, line.computed, line.blocks, wants))
+        result = worker.execute(Batch(tuple(chunks), tuple(started)))
+        for line, chunk, token in zip(chosen, chunks, result.token_ids, strict=True):
+            line.computed += len(chunk.tokens)
             line.tokens += [] if token is None else [token]
     worker.execute(Batch((), (), tuple(line.seq for line in lines)))
     return [line.tokens[length:] for line, length in zip(lines, lengths, strict=True)]
@@ -184,8 +184,8 @@ def begin(seq, *tokens, adapter):
     return SequenceStart(seq, tokens, len(tokens), GREEDY, seed=0, adapter=adapter)
 
 
-def piece(seq, tokens, start=0):
-    return Slice(seq, tuple(tokens), start, tuple(range(10 * seq, 10 * seq + 10)), Wants.TOKEN)
+def chunk(seq, tokens, start=0):
+    return Chunk(seq, tuple(tokens), start, tuple(range(10 * seq, 10 * seq + 10)), Wants.TOKEN)
 
 
 def scripted(**changes):
@@ -198,25 +198,25 @@ def scripted(**changes):
 def test_an_adapter_is_set_before_a_step_and_only_where_it_changes():
     worker, context = scripted()
     starts = (begin(0, 1, adapter=None), begin(1, 2, adapter="a"), begin(2, 3, adapter="a"))
-    worker.execute(Batch((piece(0, [1]),), starts))
-    worker.execute(Batch((piece(1, [2]), piece(2, [3]))))
+    worker.execute(Batch((chunk(0, [1]),), starts))
+    worker.execute(Batch((chunk(1, [2]), chunk(2, [3]))))
     worker.execute(Batch((), (), (2,)))
-    worker.execute(Batch((piece(1, [3], 1),)))
+    worker.execute(Batch((chunk(1, [3], 1),)))
     assert context.switches == ["a"]
-    worker.execute(Batch((piece(0, [2], 1),)))
-    worker.execute(Batch((piece(2, [9]),), (begin(2, 9, adapter="b"),), (2,)))
+    worker.execute(Batch((chunk(0, [2], 1),)))
+    worker.execute(Batch((chunk(2, [9]),), (begin(2, 9, adapter="b"),), (2,)))
     assert context.switches == ["a", None, "b"]
 
 
 def test_a_prefix_that_was_lost_is_computed_again_under_its_own_adapter():
     worker, context = scripted()
-    worker.execute(Batch((piece(0, range(8)),), (begin(0, *range(8), adapter="a"),)))
-    worker.execute(Batch((piece(1, [3]),), (begin(1, 3, adapter="b"),)))
+    worker.execute(Batch((chunk(0, range(8)),), (begin(0, *range(8), adapter="a"),)))
+    worker.execute(Batch((chunk(1, [3]),), (begin(1, 3, adapter="b"),)))
     context.code = lambda call: -1
     with pytest.raises(WorkerError):
-        worker.execute(Batch((piece(1, [4], 1),)))
+        worker.execute(Batch((chunk(1, [4], 1),)))
     context.code = lambda call: 0
-    assert worker.execute(Batch((piece(0, [8], 8),))).token_ids == [9]
+    assert worker.execute(Batch((chunk(0, [8], 8),))).token_ids == [9]
     assert context.adapter == "a"
     assert context.calls[-1][0] == list(range(9))
 
@@ -225,7 +225,7 @@ def test_two_adapters_in_a_step_are_refused():
     worker, context = scripted()
     starts = (begin(0, 1, adapter="a"), begin(1, 2, adapter="b"))
     with pytest.raises(WorkerError, match=r"under one adapter, not under '[ab]', '[ab]'"):
-        worker.execute(Batch((piece(0, [1]), piece(1, [2])), starts))
+        worker.execute(Batch((chunk(0, [1]), chunk(1, [2])), starts))
     assert context.calls == []
 
 
@@ -297,7 +297,7 @@ DAMAGED = {
     "truncated": (lambda path: path.write_bytes(write_adapter(path).read_bytes()[:-64]), "is truncated"),
     "a folder": (
         lambda path: path.mkdir(),
-        "is a folder; .* which python -m millstream.*export_adapter writes",
+        "is a folder; .* which python -m millstream.*export.adapter writes",
     ),
     "nothing": (lambda path: None, "cannot be read"),
 }

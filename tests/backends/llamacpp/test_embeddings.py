@@ -1,4 +1,4 @@
-"""Embedding models: encoders and causal ones, against torch, in any company and in any pieces."""
+"""Embedding models: encoders and causal ones, against torch, in any company and in any chunks."""
 
 import random
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import Adapter, EmbeddingSpec, WorkerConfig, WorkerSpec
 from millstream.errors import NotSupported, WorkerError
-from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, Pooling, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 from ..export.test_checkpoint import GPT2
@@ -62,15 +62,15 @@ class Embedder:
             for seq, prompt in enumerate(prompts)
         )
         while len(found) < len(prompts):
-            slices = []
+            chunks = []
             for seq, prompt in enumerate(prompts):
                 tokens = tuple(prompt[position : position + chunk])
                 wants = Wants.EMBEDDING if position + len(tokens) == len(prompt) else Wants.NOTHING
                 if tokens:
-                    slices.append(Slice(seq, tokens, position, tables[seq], wants))
-            result = self.worker.execute(Batch(tuple(slices), started))
+                    chunks.append(Chunk(seq, tokens, position, tables[seq], wants))
+            result = self.worker.execute(Batch(tuple(chunks), started))
             assert not result.errors
-            assert set(result.embeddings) == {each.seq for each in slices if each.wants is Wants.EMBEDDING}
+            assert set(result.embeddings) == {each.seq for each in chunks if each.wants is Wants.EMBEDDING}
             found.update(result.embeddings)
             started, position = (), position + chunk
         self.worker.execute(Batch((), (), tuple(range(len(prompts)))))
@@ -198,7 +198,7 @@ def test_more_tokens_than_rows_are_computed_in_several_calls(causal):
 
 
 def test_a_model_that_is_not_causal_but_has_a_cache(causal, tmp_path):
-    """It is computed in one piece, and a prompt leaves nothing behind."""
+    """It is computed in one chunk, and a prompt leaves nothing behind."""
     plain = causal[1].with_name("plain.gguf")
     both_ways = with_key(plain, tmp_path / "m.gguf", "llama.attention.causal", False)
     worker = load(both_ways, max_num_batched_tokens=200)
@@ -263,7 +263,7 @@ class Generated:
 
 
 def generate_beside(worker, text, prompt=(), pooling=None, count=8):
-    """Greedy tokens of `text`, in the same steps as the pieces of `prompt`, three tokens each."""
+    """Greedy tokens of `text`, in the same steps as the chunks of `prompt`, three tokens each."""
     params = SamplingParams(temperature=0, logprobs=True)
     started = [SequenceStart(0, tuple(text), len(text), params, seed=0)]
     if prompt:
@@ -271,12 +271,12 @@ def generate_beside(worker, text, prompt=(), pooling=None, count=8):
         started.append(SequenceStart(1, tuple(prompt), len(prompt), params, seed=0, pooling=pooling))
     tokens, position, found = list(text), 0, Generated([], [])
     for step in range(count):
-        slices = [Slice(0, tuple(tokens[position:]), position, (0, 1, 2, 3), Wants.TOKEN)]
-        piece = tuple(prompt[3 * step : 3 * step + 3])
-        if piece:
+        chunks = [Chunk(0, tuple(tokens[position:]), position, (0, 1, 2, 3), Wants.TOKEN)]
+        chunk = tuple(prompt[3 * step : 3 * step + 3])
+        if chunk:
             wants = Wants.EMBEDDING if 3 * step + 3 >= len(prompt) else Wants.NOTHING
-            slices.insert(0, Slice(1, piece, 3 * step, (4, 5, 6, 7), wants))
-        result = worker.execute(Batch(tuple(slices), tuple(started)))
+            chunks.insert(0, Chunk(1, chunk, 3 * step, (4, 5, 6, 7), wants))
+        result = worker.execute(Batch(tuple(chunks), tuple(started)))
         position, started = len(tokens), []
         tokens.append(result.token_ids[-1])
         found.logprobs.append(result.logprobs[0])
@@ -318,16 +318,16 @@ def scripted(**changes):
 
 def one_step(worker, *prompts, pooling=Pooling.MEAN):
     blocks = tuple(range(20))
-    slices = tuple(
-        Slice(seq, tuple(prompt), 0, tuple(20 * seq + b for b in blocks), Wants.EMBEDDING)
+    chunks = tuple(
+        Chunk(seq, tuple(prompt), 0, tuple(20 * seq + b for b in blocks), Wants.EMBEDDING)
         for seq, prompt in enumerate(prompts)
     )
     params = SamplingParams()
     started = tuple(
         SequenceStart(each.seq, each.tokens, len(each.tokens), params, seed=0, pooling=pooling)
-        for each in slices
+        for each in chunks
     )
-    return worker.execute(Batch(slices, started))
+    return worker.execute(Batch(chunks, started))
 
 
 def test_what_is_no_number_is_an_error_of_that_sequence_alone():
@@ -377,12 +377,12 @@ def test_a_prefix_that_was_lost_is_not_pooled_again():
     worker, context = scripted()
     blocks = tuple(range(9))
     start = SequenceStart(0, (1, 2, 3, 4, 5, 6), 6, SamplingParams(), seed=0, pooling=Pooling.MEAN)
-    worker.execute(Batch((Slice(0, (1, 2, 3, 4), 0, blocks, Wants.NOTHING),), (start,)))
+    worker.execute(Batch((Chunk(0, (1, 2, 3, 4), 0, blocks, Wants.NOTHING),), (start,)))
     context.code = lambda call: -1
     with pytest.raises(WorkerError):
-        worker.execute(Batch((Slice(0, (5, 6), 4, blocks, Wants.EMBEDDING),)))
+        worker.execute(Batch((Chunk(0, (5, 6), 4, blocks, Wants.EMBEDDING),)))
     context.code = lambda call: 0
-    result = worker.execute(Batch((Slice(0, (5, 6), 4, blocks, Wants.EMBEDDING),)))
+    result = worker.execute(Batch((Chunk(0, (5, 6), 4, blocks, Wants.EMBEDDING),)))
     assert context.calls[-1][0] == [1, 2, 3, 4, 5, 6]
     assert result.embeddings == {0: (3.5, 2.5)}
 

@@ -16,7 +16,7 @@ from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
 from millstream.errors import InsufficientMemory, ModelFormatError, WorkerError
-from millstream.scheduler.batch import Batch, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 from .scripted_context import VOCAB, ScriptedContext
@@ -51,27 +51,27 @@ def begin(seq, *tokens, params=GREEDY):
     return SequenceStart(seq, tokens, len(tokens), params, seed=0)
 
 
-def piece(seq, tokens, start=0, wants=Wants.TOKEN, blocks=None):
-    """A slice of sequence `seq`, whose blocks are numbered from ten times its id on."""
+def chunk(seq, tokens, start=0, wants=Wants.TOKEN, blocks=None):
+    """A chunk of sequence `seq`, whose blocks are numbered from ten times its id on."""
     end = start + len(tokens)
-    return Slice(seq, tuple(tokens), start, tuple(blocks or range(10 * seq, 10 * seq - -end // 4)), wants)
+    return Chunk(seq, tuple(tokens), start, tuple(blocks or range(10 * seq, 10 * seq - -end // 4)), wants)
 
 
-def starting(*pieces):
-    return Batch(pieces, tuple(begin(each.seq, *each.tokens) for each in pieces))
+def starting(*chunks):
+    return Batch(chunks, tuple(begin(each.seq, *each.tokens) for each in chunks))
 
 
 def test_single_tokens_go_first_by_lane_and_longer_ones_last_by_lane(worker, context):
-    worker.execute(starting(*(piece(seq, [seq]) for seq in range(4))))
-    slices = (
-        piece(3, [7], 1),
-        piece(5, [1, 2, 3], wants=Wants.NOTHING),
-        piece(0, [8], 1),
-        piece(6, [4, 5]),
-        piece(1, [9], 1),
-        piece(2, [6], 1),
+    worker.execute(starting(*(chunk(seq, [seq]) for seq in range(4))))
+    chunks = (
+        chunk(3, [7], 1),
+        chunk(5, [1, 2, 3], wants=Wants.NOTHING),
+        chunk(0, [8], 1),
+        chunk(6, [4, 5]),
+        chunk(1, [9], 1),
+        chunk(2, [6], 1),
     )
-    result = worker.execute(Batch(slices, (begin(5, 1, 2, 3), begin(6, 4, 5))))
+    result = worker.execute(Batch(chunks, (begin(5, 1, 2, 3), begin(6, 4, 5))))
     assert result.token_ids == [8, None, 9, 6, 10, 7]
     tokens, positions, lanes, wanted = context.calls[-1]
     assert tokens == [8, 9, 6, 7, 4, 5, 1, 2, 3]
@@ -80,16 +80,16 @@ def test_single_tokens_go_first_by_lane_and_longer_ones_last_by_lane(worker, con
     assert wanted == [0, 1, 2, 3, 5]
 
 
-def test_small_holes_between_lanes_are_filled(worker, context):
-    worker.execute(starting(*(piece(seq, [seq, seq]) for seq in range(8))))
+def test_small_gaps_between_lanes_are_filled(worker, context):
+    worker.execute(starting(*(chunk(seq, [seq, seq]) for seq in range(8))))
     worker.execute(Batch((), (), (1, 2, 3, 4, 5)))
     before = [list(lane) for lane in context.lanes]
-    result = worker.execute(Batch((piece(7, [5], 2), piece(0, [6], 2), piece(6, [3], 2))))
+    result = worker.execute(Batch((chunk(7, [5], 2), chunk(0, [6], 2), chunk(6, [3], 2))))
     assert result.token_ids == [6, 7, 4]
-    assert context.calls[-1][2] == [0, 6, 7], "the hole of five is too long"
-    worker.execute(starting(piece(2, [9], blocks=[90])))
-    slices = (piece(7, [6], 3), piece(0, [7], 3), piece(6, [4], 3), piece(2, [10], 1, blocks=[90]))
-    assert worker.execute(Batch(slices)).token_ids == [7, 8, 5, 11]
+    assert context.calls[-1][2] == [0, 6, 7], "the gap of five is too long"
+    worker.execute(starting(chunk(2, [9], blocks=[90])))
+    chunks = (chunk(7, [6], 3), chunk(0, [7], 3), chunk(6, [4], 3), chunk(2, [10], 1, blocks=[90]))
+    assert worker.execute(Batch(chunks)).token_ids == [7, 8, 5, 11]
     _, positions, lanes, wanted = context.calls[-1]
     assert len(lanes) == lanes[-1] - lanes[0] + 1 == 8
     assert [row for row, lane in enumerate(lanes) if lane in (0, worker._map.lane(2), 6, 7)] == wanted
@@ -99,17 +99,17 @@ def test_small_holes_between_lanes_are_filled(worker, context):
 
 
 @pytest.mark.parametrize("changes", [{"streams": False}, {"can_cut": False}])
-def test_no_holes_are_filled_where_that_is_of_no_use(changes):
+def test_no_gaps_are_filled_where_that_is_of_no_use(changes):
     context = ScriptedContext(**changes)
     worker = make(context)
-    worker.execute(starting(*(piece(seq, [seq]) for seq in range(3))))
-    worker.execute(Batch((piece(0, [5], 1), piece(2, [5], 1)), (), (1,)))
+    worker.execute(starting(*(chunk(seq, [seq]) for seq in range(3))))
+    worker.execute(Batch((chunk(0, [5], 1), chunk(2, [5], 1)), (), (1,)))
     assert context.calls[-1][2] == [0, 2]
 
 
 def test_a_step_that_is_too_long_for_one_call_is_cut(worker, context):
-    slices = [piece(seq, range(18)) for seq in range(3)]
-    assert worker.execute(starting(*slices)).token_ids == [18, 18, 18]
+    chunks = [chunk(seq, range(18)) for seq in range(3)]
+    assert worker.execute(starting(*chunks)).token_ids == [18, 18, 18]
     assert [len(call[0]) for call in context.calls] == [24, 24, 6]
     assert [len(call[3]) for call in context.calls] == [1, 1, 1]
 
@@ -119,7 +119,7 @@ def test_prompts_are_scored_by_few_rows_at_a_time(worker, context):
     prompt = [1, 2, 3, 9, 10, 11, 12, 13, 14, 15, 16, 17, 3, 4, 5, 6, 7, 8, 20, 21]
     result = worker.execute(
         Batch(
-            (piece(0, prompt), piece(1, [4]), piece(2, range(5))),
+            (chunk(0, prompt), chunk(1, [4]), chunk(2, range(5))),
             (begin(0, *prompt, params=params), begin(1, 4), begin(2, *range(5), params=params)),
         )
     )
@@ -137,11 +137,11 @@ def test_content_that_was_lost_is_computed_again():
     context = ScriptedContext(lanes=2)
     worker = make(context, seats=2)
     prompt = tuple(range(9))
-    worker.execute(starting(piece(0, prompt[:8], blocks=(1, 2))))
-    worker.execute(starting(piece(1, [30], blocks=(3,))))
-    lost = worker.execute(Batch((piece(0, [31], blocks=(4,)),), (begin(0, 31),), (0, 1)))
+    worker.execute(starting(chunk(0, prompt[:8], blocks=(1, 2))))
+    worker.execute(starting(chunk(1, [30], blocks=(3,))))
+    lost = worker.execute(Batch((chunk(0, [31], blocks=(4,)),), (begin(0, 31),), (0, 1)))
     assert lost.lost_blocks == (1, 2)
-    result = worker.execute(Batch((piece(1, [8], 8, blocks=(1, 2, 5)),), (begin(1, *prompt),)))
+    result = worker.execute(Batch((chunk(1, [8], 8, blocks=(1, 2, 5)),), (begin(1, *prompt),)))
     assert result.token_ids == [9]
     assert context.calls[-1][0] == list(prompt)
     assert context.calls[-1][3] == [8]
@@ -151,20 +151,20 @@ def test_content_that_was_lost_is_computed_again():
 def test_lanes_that_cannot_be_cut_are_computed_again_from_the_start():
     context = ScriptedContext(can_cut=False)
     worker = make(context)
-    worker.execute(starting(piece(0, range(8))))
-    worker.execute(Batch((piece(0, [8], 8),)))
-    assert worker.execute(Batch((piece(0, [20], 8),))).token_ids == [21]
+    worker.execute(starting(chunk(0, range(8))))
+    worker.execute(Batch((chunk(0, [8], 8),)))
+    assert worker.execute(Batch((chunk(0, [20], 8),))).token_ids == [21]
     assert context.calls[-1][0] == [*range(8), 20]
     assert worker.execute(
-        Batch((piece(1, [8], 8, blocks=(0, 1, 12)),), (begin(1, *range(9)),))
+        Batch((chunk(1, [8], 8, blocks=(0, 1, 12)),), (begin(1, *range(9)),))
     ).token_ids == [9]
     assert context.calls[-1][0] == list(range(9))
 
 
 def test_without_room_ended_sequences_are_forgotten_first(worker, context):
-    worker.execute(starting(piece(0, range(8)), piece(1, range(4))))
+    worker.execute(starting(chunk(0, range(8)), chunk(1, range(4))))
     context.code = lambda call: 1 if any(map(len, context.lanes[2:])) or context.lanes[0] else 0
-    result = worker.execute(Batch((piece(1, [5], 4),), (), (0,)))
+    result = worker.execute(Batch((chunk(1, [5], 4),), (), (0,)))
     assert result.token_ids == [6]
     assert result.lost_blocks == (0, 1)
     assert result.unplaced == frozenset()
@@ -172,26 +172,26 @@ def test_without_room_ended_sequences_are_forgotten_first(worker, context):
 
 def test_without_room_for_all_of_a_step_some_sequences_stay_unplaced(worker, context):
     context.code = lambda call: int(len(call[0]) > 4)
-    slices = (piece(0, [1, 2]), piece(1, range(5)), piece(2, [3]), piece(3, range(4)))
-    result = worker.execute(starting(*slices))
+    chunks = (chunk(0, [1, 2]), chunk(1, range(5)), chunk(2, [3]), chunk(3, range(4)))
+    result = worker.execute(starting(*chunks))
     assert result.token_ids == [3, None, 4, 4]
     assert result.unplaced == {1}
     context.code = lambda call: 0
-    again = worker.execute(Batch((piece(1, range(5)), piece(0, [3], 2)), (begin(1, *range(5)),), (1,)))
+    again = worker.execute(Batch((chunk(1, range(5)), chunk(0, [3], 2)), (begin(1, *range(5)),), (1,)))
     assert again.token_ids == [5, 4]
     worker._map.check_integrity()
 
 
 @pytest.mark.parametrize("code", [2, -1, -2, -3])
 def test_a_failure_empties_the_memory(worker, context, code):
-    worker.execute(starting(piece(0, range(4)), piece(1, range(3))))
+    worker.execute(starting(chunk(0, range(4)), chunk(1, range(3))))
     context.code = lambda call: code
     with pytest.raises(WorkerError, match=f"llama_decode returned {code} for 2 tokens"):
-        worker.execute(Batch((piece(0, [4], 4), piece(1, [3], 3))))
+        worker.execute(Batch((chunk(0, [4], 4), chunk(1, [3], 3))))
     assert not any(context.lanes)
     context.code = lambda call: 0
     # Sequences may begin again, and one that goes on is computed from its start.
-    result = worker.execute(Batch((piece(0, range(4)), piece(1, [3], 3)), (begin(0, *range(4)),), (0,)))
+    result = worker.execute(Batch((chunk(0, range(4)), chunk(1, [3], 3)), (begin(0, *range(4)),), (0,)))
     assert result.token_ids == [4, 4]
     assert result.lost_blocks == ()
 
@@ -202,11 +202,11 @@ def test_what_else_fails_is_a_worker_error_too(worker, context):
 
     context.code = fail
     with pytest.raises(WorkerError, match="MemoryError while executing a batch: no more"):
-        worker.execute(starting(piece(0, [1])))
+        worker.execute(starting(chunk(0, [1])))
     with pytest.raises(WorkerError, match="sequence 0 has 70 tokens; at most 64 fit"):
-        worker.execute(starting(piece(0, [1] * 70)))
+        worker.execute(starting(chunk(0, [1] * 70)))
     context.code = lambda call: 0
-    assert worker.execute(starting(piece(0, [1]))).token_ids == [2]
+    assert worker.execute(starting(chunk(0, [1]))).token_ids == [2]
 
 
 def test_closing_frees_once(worker, context):
@@ -277,7 +277,7 @@ def test_loading_tells_its_progress_and_prints_nothing(load, capfd, caplog):
     caplog.set_level(logging.DEBUG, "millstream.llamacpp")
     told = []
     worker = load(progress=lambda what, share: told.append((what, share)))
-    worker.execute(starting(piece(0, range(5))))
+    worker.execute(starting(chunk(0, range(5))))
     worker.close()
     assert told[-1] == ("weights", 1.0)
     assert capfd.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from millstream.backends.torch.kernels.interface import Kernels, KVCacheDtype
 from millstream.backends.torch.kernels.torch_kernels import TorchKernels
 from millstream.backends.torch.worker import TorchWorker
 from millstream.backends.worker import Worker, WorkerSpec
-from millstream.scheduler.batch import Batch, SequenceStart, Slice, StepResult, Wants
+from millstream.scheduler.batch import Batch, Chunk, SequenceStart, StepResult, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 FOUND_LEVELS = levels()
@@ -58,7 +58,7 @@ def native_worker(
 
 
 class Driver:
-    """Runs requests with blocks in random order, chunks of random length and random mixtures of slices."""
+    """Runs requests with blocks in random order, chunks of random length and random mixtures of chunks."""
 
     def __init__(self, worker: Worker, seed: int = 0, max_chunk: int = 9, min_chunk: int = 1) -> None:
         self.worker = worker
@@ -93,7 +93,7 @@ class Driver:
         )
         first = shared_blocks * size
         while any(len(ids[i]) < len(p) + count for i, p in enumerate(prompts)):
-            slices = []
+            chunks = []
             for i, prompt in enumerate(prompts):
                 left = len(ids[i]) - computed[i]
                 if len(ids[i]) == len(prompt) + count or (not started and self._random.random() < 0.25):
@@ -102,14 +102,14 @@ class Driver:
                 tokens = tuple(ids[i][computed[i] : computed[i] + take])
                 wants = Wants.TOKEN if take == left else Wants.NOTHING
                 blocks = tables[i][: -(-(computed[i] + take) // size)]
-                slices.append(Slice(i, tokens, computed[i], tuple(blocks), wants))
-            result = self.worker.execute(Batch(tuple(slices), started))
+                chunks.append(Chunk(i, tokens, computed[i], tuple(blocks), wants))
+            result = self.worker.execute(Batch(tuple(chunks), started))
             self.results.append(result)
             started = ()
-            for piece, token in zip(slices, result.token_ids, strict=True):
-                computed[piece.seq] += len(piece.tokens)
+            for chunk, token in zip(chunks, result.token_ids, strict=True):
+                computed[chunk.seq] += len(chunk.tokens)
                 if token is not None:
-                    ids[piece.seq].append(token)
+                    ids[chunk.seq].append(token)
         self.worker.execute(Batch((), (), tuple(range(len(prompts)))))
         for table in tables:
             self._free += table[shared_blocks:]

@@ -1,4 +1,4 @@
-"""Sequences in a paged cache, brought to their lengths in slices of any kind."""
+"""Sequences in a paged cache, brought to their lengths in chunks of any kind."""
 
 import math
 import random
@@ -25,7 +25,7 @@ class Sequence:
 
 
 def make_inputs(parts: list[tuple[Sequence, int, int]], block_size: int) -> StepInputs:
-    """A step of slices (sequence, start, end)."""
+    """A step of chunks (sequence, start, end)."""
     starts = [0]
     positions: list[int] = []
     slots: list[int] = []
@@ -87,7 +87,7 @@ def random_sequences(
 def random_steps(
     lengths: list[int], most: int, chance: random.Random
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """Steps of slices (sequence, start, end) that bring sequences to their lengths."""
+    """Steps of chunks (sequence, start, end) that bring sequences to their lengths."""
     done = [0] * len(lengths)
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         parts = []
@@ -133,7 +133,7 @@ def run_steps(
     dtype: torch.dtype = torch.float32,
     kind: KVCacheDtype = KVCacheDtype.AUTO,
 ) -> None:
-    """Bring sequences to their lengths in random slices over a dirty cache; compare every slice.
+    """Bring sequences to their lengths in random chunks over a dirty cache; compare every chunk.
 
     Attention is expected over what the codes of a quantised cache stand for.
     """

@@ -1,4 +1,4 @@
-"""Embeddings of models that generate: transformers' hidden states, in any pieces and beside texts."""
+"""Embeddings of models that generate: transformers' hidden states, in any chunks and beside texts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.worker import EmbeddingSpec, Worker
 from millstream.errors import WorkerError
-from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, Pooling, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 from ..embedder import embed, error
@@ -73,14 +73,14 @@ def test_texts_and_embeddings_in_the_same_steps(kind: str, tmp_path: Path) -> No
     tokens = list(text)
     position = 0
     for step in range(len(prompt)):
-        slices = (
-            Slice(
+        chunks = (
+            Chunk(
                 1, (prompt[step],), step, (4,), Wants.EMBEDDING if step == len(prompt) - 1 else Wants.NOTHING
             ),
-            Slice(0, tuple(tokens[position:]), position, (1, 0, 2), Wants.TOKEN),
+            Chunk(0, tuple(tokens[position:]), position, (1, 0, 2), Wants.TOKEN),
         )
         position = len(tokens)
-        result = worker.execute(Batch(slices, starts if step == 0 else ()))
+        result = worker.execute(Batch(chunks, starts if step == 0 else ()))
         assert result.token_ids[0] is None
         assert result.token_ids[1] is not None
         tokens.append(result.token_ids[1])
@@ -120,7 +120,7 @@ def test_a_causal_model_without_a_head(quantization: str, tmp_path: Path) -> Non
     assert error(embed(worker, PROMPTS, chunk=3), expected) < (TOLERANCE if quantization == "none" else 0.1)
     start = SequenceStart(0, (5,), 1, GREEDY, seed=0)
     with pytest.raises(WorkerError, match="a model without a head was asked for a token"):
-        worker.execute(Batch((Slice(0, (5,), 0, (0,), Wants.TOKEN),), (start,)))
+        worker.execute(Batch((Chunk(0, (5,), 0, (0,), Wants.TOKEN),), (start,)))
 
 
 def test_a_generating_model_in_a_folder_of_sentence_transformers(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_last_state_behind_a_shared_prefix(tmp_path: Path) -> None:
     first = [*range(20, 36), 7]
     second = [*range(20, 36), 90, 3]
     starts = (SequenceStart(0, tuple(first), len(first), GREEDY, seed=0),)
-    worker.execute(Batch((Slice(0, tuple(first), 0, (3, 1, 5), Wants.TOKEN),), starts))
+    worker.execute(Batch((Chunk(0, tuple(first), 0, (3, 1, 5), Wants.TOKEN),), starts))
     starts = (SequenceStart(1, tuple(second), len(second), GREEDY, seed=0, pooling=Pooling.LAST),)
-    result = worker.execute(Batch((Slice(1, (90, 3), 16, (3, 1, 6), Wants.EMBEDDING),), starts))
+    result = worker.execute(Batch((Chunk(1, (90, 3), 16, (3, 1, 6), Wants.EMBEDDING),), starts))
     assert error(result.embeddings[1], hidden_states(model, second)[-1]) < TOLERANCE
 
 

@@ -14,7 +14,7 @@ from millstream.backends.torch.encoders.encoder import Encoder, load_encoder
 from millstream.backends.torch.encoders.padding import GROUP_TOKENS, MAX_PADDING, groups
 from millstream.backends.worker import Adapter, EmbeddingSpec, Worker, WorkerConfig
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported, WorkerError
-from millstream.scheduler.batch import Batch, Pooling, SequenceStart, Slice, Wants
+from millstream.scheduler.batch import Batch, Chunk, Pooling, SequenceStart, Wants
 from millstream.scheduler.sampling_params import SamplingParams
 
 from ...embedder import embed, error
@@ -237,11 +237,11 @@ def worker(tmp_path: Path) -> Worker:
 
 
 def test_prompts_in_pieces_are_refused(worker: Worker) -> None:
-    piece = Slice(0, (5, 6), 0, (0,), Wants.NOTHING)
-    with pytest.raises(WorkerError, match="sequence 0 comes in pieces"):
-        worker.execute(Batch((piece,), (start_of(0, 5, 6, 7),)))
-    with pytest.raises(WorkerError, match="sequence 0 comes in pieces"):
-        worker.execute(Batch((Slice(0, (7,), 2, (0,), Wants.EMBEDDING),)))
+    chunk = Chunk(0, (5, 6), 0, (0,), Wants.NOTHING)
+    with pytest.raises(WorkerError, match="sequence 0 comes in chunks"):
+        worker.execute(Batch((chunk,), (start_of(0, 5, 6, 7),)))
+    with pytest.raises(WorkerError, match="sequence 0 comes in chunks"):
+        worker.execute(Batch((Chunk(0, (7,), 2, (0,), Wants.EMBEDDING),)))
 
 
 def test_a_closed_encoder_executes_nothing(worker: Worker) -> None:
@@ -257,8 +257,8 @@ def test_hidden_states_that_are_no_numbers_fail_their_sequence_only(worker: Work
     with torch.no_grad():
         model.embeddings.word_embeddings.weight[13] = torch.nan
     model.save_pretrained(tmp_path)
-    slices = (Slice(0, (5, 6, 7), 0, (0,), Wants.EMBEDDING), Slice(1, (13, 5), 0, (1,), Wants.EMBEDDING))
-    result = load(tmp_path).execute(Batch(slices, (start_of(0, 5, 6, 7), start_of(1, 13, 5))))
+    chunks = (Chunk(0, (5, 6, 7), 0, (0,), Wants.EMBEDDING), Chunk(1, (13, 5), 0, (1,), Wants.EMBEDDING))
+    result = load(tmp_path).execute(Batch(chunks, (start_of(0, 5, 6, 7), start_of(1, 13, 5))))
     assert list(result.embeddings) == [0]
     assert result.errors == {1: "The model's hidden states are not finite numbers."}
 

@@ -40,7 +40,7 @@ def test_attention_with_values_of_another_width(key_dim: int, value_dim: int) ->
 def test_attention_over_many_groups_and_pieces(
     window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_plan, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(attention_plan, "TILE_ROWS", 16)
     monkeypatch.setattr(torch_kernels, "GROUP_BYTES", 12 * 4 * 4 * 8 * 4)
     monkeypatch.setattr(torch_kernels, "MAX_SCORES", 512)
     spec = AttentionSpec(scale=0.6, window=window, softcap=softcap)
@@ -82,7 +82,7 @@ def test_every_decode_slice_is_in_exactly_one_group_of_bounded_padding() -> None
         group_blocks=600,
         dtype=torch.float32,
     )
-    assert not plan.chunks
+    assert not plan.tiles
     assert sorted(row for group in plan.decodes for row in group.rows.tolist()) == list(range(50))
     for group in plan.decodes:
         blocks = group.index.numel() // 2

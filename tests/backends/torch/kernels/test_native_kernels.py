@@ -98,8 +98,8 @@ def attend_all(
             0, torch.cat([s.key[a:b] for s, a, b in parts]), torch.cat([s.value[a:b] for s, a, b in parts])
         )
         found = step.attend(0, torch.cat([queries[i][a:b] for i, a, b in numbers]), spec)
-        for piece, (i, a, b) in zip(found.split([b - a for _, a, b in parts]), numbers, strict=True):
-            results[i][a:b] = piece
+        for chunk, (i, a, b) in zip(found.split([b - a for _, a, b in parts]), numbers, strict=True):
+            results[i][a:b] = chunk
     return results
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from millstream.backends.answers.choice import NumpyChooser
-from millstream.backends.answers.chooser import Warp
-from millstream.backends.answers.native_chooser import NativeChooser, fastest_chooser
+from millstream.backends.answers.native_token_sampler import NativeTokenSampler, fastest_token_sampler
 from millstream.backends.answers.noise import noise_key, noise_words
+from millstream.backends.answers.numpy_token_sampler import NumpyTokenSampler
+from millstream.backends.answers.token_sampler import Filters
 from millstream.backends.native import Missing, levels
 
 KINDS = ("normal", "flat", "coarse", "equal", "long tail", "few possible")
@@ -50,8 +50,8 @@ def rows_of(kind: str, n: int, vocab: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-def warp_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> Warp:
-    return Warp(
+def filters_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> Filters:
+    return Filters(
         np.full(n, temperature, np.float32),
         np.full(n, min(top_k or vocab, vocab)),
         np.full(n, top_p if top_p < 1 else np.inf),
@@ -68,9 +68,9 @@ def words_of(n: int, position: int) -> np.ndarray:
 def test_draws_what_numpy_draws(level, kind, vocab, n):
     logits = rows_of(kind, n, vocab)
     everything, peaks = np.arange(n), logits.max(axis=1)
-    native, reference = NativeChooser(vocab, level), NumpyChooser(vocab)
+    native, reference = NativeTokenSampler(vocab, level), NumpyTokenSampler(vocab)
     for position, mode in enumerate(MODES):
-        arguments = (logits, everything, peaks, warp_of(n, vocab, **mode), words_of(n, position))
+        arguments = (logits, everything, peaks, filters_of(n, vocab, **mode), words_of(n, position))
         with np.errstate(over="ignore"):
             expected = reference.choose(*arguments)
         np.testing.assert_array_equal(native.choose(*arguments), expected, err_msg=str(mode))
@@ -80,23 +80,23 @@ def test_a_row_is_the_same_alone_and_among_others(level):
     vocab, n = 30011, 64
     logits = np.concatenate([rows_of(kind, 16, vocab) for kind in KINDS[:4]])
     modes = [MODES[row % len(MODES)] for row in range(n)]
-    warps = [warp_of(1, vocab, **mode) for mode in modes]
-    warp = Warp(
-        np.concatenate([each.temperature for each in warps]),
-        np.concatenate([each.top_k for each in warps]),
-        np.concatenate([each.top_p for each in warps]),
-        np.concatenate([each.min_gap for each in warps]),
+    filters_of_rows = [filters_of(1, vocab, **mode) for mode in modes]
+    filters = Filters(
+        np.concatenate([each.temperature for each in filters_of_rows]),
+        np.concatenate([each.top_k for each in filters_of_rows]),
+        np.concatenate([each.top_p for each in filters_of_rows]),
+        np.concatenate([each.min_gap for each in filters_of_rows]),
     )
-    words, peaks, chooser = words_of(n, 0), logits.max(axis=1), NativeChooser(vocab, level)
-    together = chooser.choose(logits, np.arange(n), peaks, warp, words)
-    totals = chooser.log_totals(logits, np.arange(n), peaks)
-    ids, values = chooser.leading(logits, np.arange(n), 20)
+    words, peaks, token_sampler = words_of(n, 0), logits.max(axis=1), NativeTokenSampler(vocab, level)
+    together = token_sampler.choose(logits, np.arange(n), peaks, filters, words)
+    totals = token_sampler.log_totals(logits, np.arange(n), peaks)
+    ids, values = token_sampler.leading(logits, np.arange(n), 20)
     for row in range(n):
         one = np.array([row])
-        drawn = chooser.choose(logits, one, peaks[one], warp.take(one), words[one])
+        drawn = token_sampler.choose(logits, one, peaks[one], filters.take(one), words[one])
         assert drawn[0] == together[row]
-        assert chooser.log_totals(logits, one, peaks[one])[0] == totals[row]
-        own_ids, own_values = chooser.leading(logits, one, 20)
+        assert token_sampler.log_totals(logits, one, peaks[one])[0] == totals[row]
+        own_ids, own_values = token_sampler.leading(logits, one, 20)
         np.testing.assert_array_equal(own_ids[0], ids[row])
         np.testing.assert_array_equal(own_values[0], values[row])
 
@@ -107,7 +107,7 @@ def test_the_kept_set_of_top_k_is_exact(level, kind, top_k):
     vocab = 20011
     logits = rows_of(kind, 3, vocab)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-    ids, values = NativeChooser(vocab, level).leading(logits, np.arange(3), top_k)
+    ids, values = NativeTokenSampler(vocab, level).leading(logits, np.arange(3), top_k)
     expected = np.take_along_axis(logits, order, 1)
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_array_equal(ids, np.where(np.isfinite(expected), order, 0))
@@ -122,7 +122,7 @@ def test_leading_tokens_that_an_evenly_spaced_sample_misses(level, order):
     if order == "clustered":
         row = np.where(np.arange(vocab) % 39 == 0, row, row + 1e5).astype(np.float32)
     for width in (1, 60, 30000):
-        ids, _ = NativeChooser(vocab, level).leading(row[None], np.arange(1), width)
+        ids, _ = NativeTokenSampler(vocab, level).leading(row[None], np.arange(1), width)
         np.testing.assert_array_equal(ids[0], np.argsort(-row, kind="stable")[:width])
 
 
@@ -132,7 +132,7 @@ def test_log_totals(level, kind, vocab):
     logits = rows_of(kind, 4, vocab) + np.float32(30)
     rows, peaks = np.array([0, 2, 3]), logits.max(axis=1)[[0, 2, 3]]
     expected = np.log(np.exp(logits[rows].astype(np.float64) - peaks[:, None]).sum(axis=1)) + peaks
-    totals = NativeChooser(vocab, level).log_totals(logits, rows, peaks)
+    totals = NativeTokenSampler(vocab, level).log_totals(logits, rows, peaks)
     np.testing.assert_allclose(totals, expected, rtol=0, atol=3e-7)
 
 
@@ -144,7 +144,7 @@ def test_best_wherever_it_stands(level, vocab):
         logits = noise.standard_normal((len(places), vocab)).astype(np.float32)
         logits[np.arange(len(places)), places] = special
         logits[:, -1] = np.where(np.array(places) == vocab - 1, special, -9.0)
-        ids, peaks = NativeChooser(vocab, level).best(logits)
+        ids, peaks = NativeTokenSampler(vocab, level).best(logits)
         assert ids.tolist() == places
         np.testing.assert_array_equal(peaks, np.float32([special] * len(places)))
 
@@ -154,7 +154,7 @@ def test_best_of_ties_and_of_nothing(level):
     logits[1, [4500, 8000]] = 2.0
     logits[2] = -0.0
     logits[2, 100] = 0.0
-    ids, peaks = NativeChooser(9000, level).best(logits)
+    ids, peaks = NativeTokenSampler(9000, level).best(logits)
     assert ids.tolist() == [0, 4500, 0]
     assert peaks.tolist() == [-np.inf, 2.0, 0.0]
 
@@ -164,13 +164,14 @@ def test_rows_may_be_some_of_many(level):
     logits = rows_of("normal", n, vocab)
     rows = np.array([3, 4, 11, 29])
     peaks, words = logits.max(axis=1)[rows], words_of(4, 0)
-    warp = warp_of(4, vocab, top_p=0.8)
-    native, reference = NativeChooser(vocab, level), NumpyChooser(vocab)
+    filters = filters_of(4, vocab, top_p=0.8)
+    native, reference = NativeTokenSampler(vocab, level), NumpyTokenSampler(vocab)
     np.testing.assert_array_equal(
-        native.choose(logits, rows, peaks, warp, words), reference.choose(logits, rows, peaks, warp, words)
+        native.choose(logits, rows, peaks, filters, words),
+        reference.choose(logits, rows, peaks, filters, words),
     )
 
 
-def test_the_fastest_chooser_is_native_where_it_can_be():
-    expected = NumpyChooser if isinstance(levels(), Missing) else NativeChooser
-    assert type(fastest_chooser(100)) is expected
+def test_the_fastest_token_sampler_is_native_where_it_can_be():
+    expected = NumpyTokenSampler if isinstance(levels(), Missing) else NativeTokenSampler
+    assert type(fastest_token_sampler(100)) is expected

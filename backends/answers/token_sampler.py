@@ -1,4 +1,4 @@
-"""Chooser: the interface of what draws tokens from rows of logits, each row as if it were alone.
+"""TokenSampler: the interface of what draws tokens from rows of logits, each row as if it were alone.
 
 Tokens are ordered by falling logit, equal logits by rising token id. Noise belongs to (seed, position, token
 id). Implementations draw the same tokens, but for draws whose two first arrivals lie as near to each other as
@@ -22,7 +22,7 @@ MAX_VOCAB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Warp:
+class Filters:
     """How n rows are drawn from, one entry per row."""
 
     temperature: Floats
@@ -33,12 +33,12 @@ class Warp:
     min_gap: Floats
     """Natural logarithm of min_p; minus infinity where it is off."""
 
-    def take(self, rows: Ints) -> "Warp":
+    def take(self, rows: Ints) -> "Filters":
         """The entries of `rows`."""
-        return Warp(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_gap[rows])
+        return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_gap[rows])
 
 
-class Chooser(Protocol):
+class TokenSampler(Protocol):
     """Draws from rows of as many logits as the vocabulary has tokens.
 
     Every method takes contiguous `logits` [m, vocab]; those with `rows` mean these n ascending indices alone.
@@ -55,7 +55,7 @@ class Chooser(Protocol):
         """Index of the first largest logit of each row, and that logit: [m] each. NaN exceeds any number."""
         ...
 
-    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
+    def choose(self, logits: Floats, rows: Ints, peaks: Floats, filters: Filters, words: Words) -> Ints:
         """Token ids [n] drawn from what temperature, top_k, top_p and min_p leave of each row.
 
         `words` [n] are the rows' noise. Of tokens that arrive at the same time the smallest id is drawn.

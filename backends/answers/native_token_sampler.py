@@ -1,19 +1,19 @@
-"""NativeChooser: draws tokens by the kernels in C++, rows shared out over the threads of torch."""
+"""NativeTokenSampler: draws tokens by the kernels in C++, rows shared out over the threads of torch."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..native import Missing, best_level, load
-from .choice import NumpyChooser
-from .chooser import Chooser, Doubles, Floats, Warp
 from .noise import Ints, Words
+from .numpy_token_sampler import NumpyTokenSampler
+from .token_sampler import Doubles, Filters, Floats, TokenSampler
 
 _BLOCK_ELEMENTS = 2**21
 """Logits copied and worked on together: 8 megabytes, so that they stay in the last-level cache."""
 
 
-class NativeChooser:
-    """A Chooser that reads each row a few times and sorts nothing; see csrc/sampling.cpp."""
+class NativeTokenSampler:
+    """A TokenSampler that reads each row a few times and sorts nothing; see csrc/sampling.cpp."""
 
     def __init__(self, vocab_size: int, level: str) -> None:
         """`level` is one of `native.levels()`.
@@ -26,15 +26,15 @@ class NativeChooser:
         self.block_rows = max(1, _BLOCK_ELEMENTS // vocab_size)
 
     def best(self, logits: Floats) -> tuple[Ints, Floats]:
-        """See `Chooser.best`."""
+        """See `TokenSampler.best`."""
         ids, peaks = np.empty(len(logits), np.int64), np.empty(len(logits), np.float32)
         self._kernels.sampling_best(
             _address(logits), len(logits), self._vocab_size, _address(ids), _address(peaks)
         )
         return ids, peaks
 
-    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
-        """See `Chooser.choose`."""
+    def choose(self, logits: Floats, rows: Ints, peaks: Floats, filters: Filters, words: Words) -> Ints:
+        """See `TokenSampler.choose`."""
         chosen = np.empty(len(rows), np.int64)
         self._kernels.sampling_draw(
             _address(logits),
@@ -42,17 +42,17 @@ class NativeChooser:
             _address(rows),
             len(rows),
             _address(peaks),
-            _address(warp.temperature),
-            _address(warp.top_k),
-            _address(warp.top_p),
-            _address(warp.min_gap),
+            _address(filters.temperature),
+            _address(filters.top_k),
+            _address(filters.top_p),
+            _address(filters.min_gap),
             _address(words),
             _address(chosen),
         )
         return chosen
 
     def leading(self, logits: Floats, rows: Ints, width: int) -> tuple[Ints, Floats]:
-        """See `Chooser.leading`."""
+        """See `TokenSampler.leading`."""
         ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
         self._kernels.sampling_leading(
             _address(logits),
@@ -66,7 +66,7 @@ class NativeChooser:
         return ids, values
 
     def log_totals(self, logits: Floats, rows: Ints, peaks: Floats) -> Doubles:
-        """See `Chooser.log_totals`."""
+        """See `TokenSampler.log_totals`."""
         totals = np.empty(len(rows))
         self._kernels.sampling_log_totals(
             _address(logits), self._vocab_size, _address(rows), len(rows), _address(peaks), _address(totals)
@@ -74,10 +74,12 @@ class NativeChooser:
         return totals
 
 
-def fastest_chooser(vocab_size: int) -> Chooser:
+def fastest_token_sampler(vocab_size: int) -> TokenSampler:
     """The native one at its best level, or NumPy's where the kernels were not built."""
     level = best_level()
-    return NumpyChooser(vocab_size) if isinstance(level, Missing) else NativeChooser(vocab_size, level)
+    return (
+        NumpyTokenSampler(vocab_size) if isinstance(level, Missing) else NativeTokenSampler(vocab_size, level)
+    )
 
 
 def _address(

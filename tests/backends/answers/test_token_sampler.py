@@ -11,9 +11,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from millstream.backends.answers.choice import NumpyChooser
-from millstream.backends.answers.chooser import Chooser, Warp
 from millstream.backends.answers.noise import TokenNoise, noise_key, noise_words
+from millstream.backends.answers.numpy_token_sampler import NumpyTokenSampler
+from millstream.backends.answers.token_sampler import Filters, TokenSampler
 
 DRAWS = 4000
 WORDS = noise_words(
@@ -27,8 +27,8 @@ def random_rows(seed: int, n: int, vocab: int, *, coarse: bool = False) -> np.nd
     return (rows.bfloat16().float() if coarse else rows).numpy()
 
 
-def warp_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> Warp:
-    return Warp(
+def filters_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> Filters:
+    return Filters(
         np.full(n, temperature, np.float32),
         np.full(n, min(top_k or vocab, vocab)),
         np.full(n, top_p if top_p < 1 else np.inf),
@@ -36,17 +36,21 @@ def warp_of(n: int, vocab: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) 
     )
 
 
-def drawn_by(chooser: Chooser, logits: np.ndarray, words: np.ndarray, **params) -> np.ndarray:
+def drawn_by(token_sampler: TokenSampler, logits: np.ndarray, words: np.ndarray, **params) -> np.ndarray:
     """The token drawn from each row under its word."""
     n, vocab = logits.shape
     with np.errstate(over="ignore"):
-        return chooser.choose(logits, np.arange(n), logits.max(axis=1), warp_of(n, vocab, **params), words)
+        return token_sampler.choose(
+            logits, np.arange(n), logits.max(axis=1), filters_of(n, vocab, **params), words
+        )
 
 
 @pytest.fixture(scope="session")
-def drawn_from(make_chooser):
+def drawn_from(make_token_sampler):
     """From rows and their words to the token drawn from each, by each implementation."""
-    return lambda logits, words, **params: drawn_by(make_chooser(logits.shape[1]), logits, words, **params)
+    return lambda logits, words, **params: drawn_by(
+        make_token_sampler(logits.shape[1]), logits, words, **params
+    )
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +83,7 @@ def assert_follows(tokens: np.ndarray, expected: np.ndarray) -> None:
     assert cube_root < 1 - 2 / (9 * freedom) + 5 * (2 / (9 * freedom)) ** 0.5
 
 
-def warped_probabilities(row: np.ndarray, temperature, top_k, top_p, min_p) -> np.ndarray:
+def filtered_probabilities(row: np.ndarray, temperature, top_k, top_p, min_p) -> np.ndarray:
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
@@ -111,7 +115,7 @@ def far_from_every_edge(row, temperature, top_k, top_p, min_p) -> bool:
 def test_distribution_is_that_of_transformers(drawn, seed, vocab, temperature, top_k, top_p, min_p):
     row = random_rows(seed, 1, vocab)[0]
     assume(far_from_every_edge(row, temperature, top_k, top_p, min_p))
-    expected = warped_probabilities(row, temperature, top_k, top_p, min_p)
+    expected = filtered_probabilities(row, temperature, top_k, top_p, min_p)
     assert_follows(drawn(row, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), expected)
 
 
@@ -120,7 +124,7 @@ def test_distribution_is_that_of_transformers(drawn, seed, vocab, temperature, t
 def test_probabilities_of_a_whole_row(drawn, vocab, temperature):
     row = random_rows(3, 1, vocab)[0]
     tokens = drawn(row, temperature=temperature)
-    assert_follows(tokens, warped_probabilities(row, temperature, 0, 1.0, 0.0))
+    assert_follows(tokens, filtered_probabilities(row, temperature, 0, 1.0, 0.0))
 
 
 @pytest.mark.parametrize("vocab", [2, 3, 63, 64, 4096, 70001])
@@ -157,13 +161,13 @@ def test_rounding_errors_in_the_logits_change_no_draw(drawn_from, params):
 
 @pytest.mark.parametrize("vocab", [2, 63, 300, 5000, 70001])
 @pytest.mark.parametrize("width", [1, 5, 64, 1000, 16384])
-def test_leading_tokens_stand_by_logit_then_id(make_chooser, vocab, width):
+def test_leading_tokens_stand_by_logit_then_id(make_token_sampler, vocab, width):
     logits = random_rows(vocab, 4, vocab, coarse=True)
     logits[1] = np.where(np.arange(vocab) % 3, -0.0, 0.0)
     logits[2, 2:] = -np.inf
     logits[3] = -np.abs(logits[3])
     width = min(width, vocab)
-    ids, values = make_chooser(vocab).leading(logits, np.arange(4), width)
+    ids, values = make_token_sampler(vocab).leading(logits, np.arange(4), width)
     for row, row_ids, row_values in zip(logits, ids, values, strict=True):
         order = np.argsort(-row, kind="stable")[:width]
         np.testing.assert_array_equal(row_values, row[order])
@@ -171,10 +175,10 @@ def test_leading_tokens_stand_by_logit_then_id(make_chooser, vocab, width):
         np.testing.assert_array_equal(row_ids[finite], order[finite])
 
 
-def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart(make_chooser):
+def test_leading_tokens_of_more_rows_than_a_key_can_tell_apart(make_token_sampler):
     logits = random_rows(1, 5000, 40, coarse=True)
     rows = np.arange(0, 5000, 2)
-    ids, values = make_chooser(40).leading(logits, rows, 3)
+    ids, values = make_token_sampler(40).leading(logits, rows, 3)
     expected = np.argsort(-logits[rows], axis=1, kind="stable")[:, :3]
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(logits[rows], expected, 1))
@@ -188,8 +192,8 @@ def test_looking_at_a_few_leading_tokens_or_at_all_gives_the_same(params, temper
     vocab = 6000
     for row in random_rows(7, 3, vocab, coarse=True):
         rows = np.repeat(row[None], 50, axis=0)
-        at_once = NumpyChooser(vocab, rungs=())
-        stepwise = drawn_by(NumpyChooser(vocab), rows, WORDS[:50], temperature=temperature, **params)
+        at_once = NumpyTokenSampler(vocab, rungs=())
+        stepwise = drawn_by(NumpyTokenSampler(vocab), rows, WORDS[:50], temperature=temperature, **params)
         whole = drawn_by(at_once, rows, WORDS[:50], temperature=temperature, **params)
         np.testing.assert_array_equal(stepwise, whole)
 
@@ -259,8 +263,8 @@ def test_a_draw_is_the_same_in_any_company(drawn_from):
     assert together.tolist() == alone
 
 
-def test_best_is_the_first_largest(make_chooser):
-    ids, peaks = make_chooser(3).best(
+def test_best_is_the_first_largest(make_token_sampler):
+    ids, peaks = make_token_sampler(3).best(
         np.array([[1, 3, 3], [np.nan, 9, 1], [-np.inf, -np.inf, -np.inf]], np.float32)
     )
     assert ids[0] == 1

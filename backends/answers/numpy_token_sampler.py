@@ -1,4 +1,4 @@
-"""NumpyChooser: draws tokens from rows of logits by NumPy; the reference of every other Chooser.
+"""NumpyTokenSampler: draws tokens from rows of logits by NumPy; the reference of every other TokenSampler.
 
 A draw is an exponential race (the Gumbel-max trick without its logarithm): token i of weight w = exp((logit -
 peak) / temperature) arrives at e / w, where e is standard exponential noise that belongs to (seed, position,
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .chooser import MAX_VOCAB, Bools, Doubles, Floats, Warp
 from .noise import Bits, Ints, TokenNoise, Words
+from .token_sampler import MAX_VOCAB, Bools, Doubles, Filters, Floats
 
 _MAX_GROUP = 2**11
 """Sort keys give a row 11 bits."""
@@ -35,7 +35,7 @@ _SLACK = 1e-4
 _LOWEST = np.finfo(np.float32).min
 
 
-class NumpyChooser:
+class NumpyTokenSampler:
     """Draws from rows of `vocab_size` logits; holds sizes and the noise's table."""
 
     def __init__(self, vocab_size: int, rungs: tuple[int, ...] = RUNGS) -> None:
@@ -47,28 +47,28 @@ class NumpyChooser:
         self.block_rows = max(1, _BLOCK_ELEMENTS // vocab_size)
 
     def best(self, logits: Floats) -> tuple[Ints, Floats]:
-        """See `Chooser.best`."""
+        """See `TokenSampler.best`."""
         ids = logits.argmax(axis=1)
         return ids, logits[np.arange(len(ids)), ids]
 
-    def choose(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
-        """See `Chooser.choose`."""
+    def choose(self, logits: Floats, rows: Ints, peaks: Floats, filters: Filters, words: Words) -> Ints:
+        """See `TokenSampler.choose`."""
         chosen = np.empty(len(rows), np.int64)
-        whole = (warp.top_k >= self._vocab_size) & np.isinf(warp.top_p) & np.isinf(warp.min_gap)
+        whole = (filters.top_k >= self._vocab_size) & np.isinf(filters.top_p) & np.isinf(filters.min_gap)
         picks = np.flatnonzero(whole)
         if picks.size:
             chosen[picks] = self._draw_whole(
-                logits, rows[picks], peaks[picks], warp.temperature[picks], words[picks]
+                logits, rows[picks], peaks[picks], filters.temperature[picks], words[picks]
             )
         picks = np.flatnonzero(~whole)
         if picks.size:
             chosen[picks] = self._draw_leading(
-                logits, rows[picks], peaks[picks], warp.take(picks), words[picks]
+                logits, rows[picks], peaks[picks], filters.take(picks), words[picks]
             )
         return chosen
 
     def leading(self, logits: Floats, rows: Ints, width: int) -> tuple[Ints, Floats]:
-        """See `Chooser.leading`."""
+        """See `TokenSampler.leading`."""
         if len(rows) > _MAX_GROUP:
             head_ids, head = self.leading(logits, rows[:_MAX_GROUP], width)
             tail_ids, tail = self.leading(logits, rows[_MAX_GROUP:], width)
@@ -83,7 +83,7 @@ class NumpyChooser:
         return ids, np.where(exists, logits[rows[:, None], ids], np.float32(-np.inf))
 
     def log_totals(self, logits: Floats, rows: Ints, peaks: Floats) -> Doubles:
-        """See `Chooser.log_totals`."""
+        """See `TokenSampler.log_totals`."""
         return np.log(self._totals(logits, rows, peaks, np.ones(len(rows), np.float32))) + peaks
 
     def _draw_whole(
@@ -122,23 +122,27 @@ class NumpyChooser:
             chosen[block] = firsts % self._vocab_size
         return chosen
 
-    def _draw_leading(self, logits: Floats, rows: Ints, peaks: Floats, warp: Warp, words: Words) -> Ints:
+    def _draw_leading(
+        self, logits: Floats, rows: Ints, peaks: Floats, filters: Filters, words: Words
+    ) -> Ints:
         """Draw from the leading tokens, looking at no more of them than is needed."""
         chosen = np.empty(len(rows), np.int64)
-        has_k = warp.top_k < self._vocab_size
+        has_k = filters.top_k < self._vocab_size
         totals = np.zeros(len(rows))
-        nucleus = np.flatnonzero(~has_k & np.isfinite(warp.top_p))
+        nucleus = np.flatnonzero(~has_k & np.isfinite(filters.top_p))
         if nucleus.size:
-            totals[nucleus] = self._totals(logits, rows[nucleus], peaks[nucleus], warp.temperature[nucleus])
-        rungs = np.where(has_k, np.searchsorted(self._rungs, warp.top_k), 0)
+            totals[nucleus] = self._totals(
+                logits, rows[nucleus], peaks[nucleus], filters.temperature[nucleus]
+            )
+        rungs = np.where(has_k, np.searchsorted(self._rungs, filters.top_k), 0)
         for rung, width in enumerate(self._rungs):
             picks = np.flatnonzero(rungs == rung)
             step = max(1, _GROUP_ELEMENTS // width)
             for at in range(0, len(picks), step):
                 group = picks[at : at + step]
                 ids, values = self.leading(logits, rows[group], width)
-                gaps = _gaps(values, peaks[group, None], warp.temperature[group, None])
-                kept, decided = _kept(gaps, warp.take(group), totals[group])
+                gaps = _gaps(values, peaks[group, None], filters.temperature[group, None])
+                kept, decided = _kept(gaps, filters.take(group), totals[group])
                 arrivals = _arrivals(gaps, self._noise.bits_of(ids, words[group]))
                 arrivals[~kept] = np.inf
                 first = arrivals == arrivals.min(axis=1)[:, None]
@@ -207,21 +211,21 @@ def _arrivals(gaps: Floats, bits: Bits) -> Doubles:
     return arrivals
 
 
-def _kept(gaps: Floats, warp: Warp, totals: Doubles) -> tuple[Bools, Bools]:
+def _kept(gaps: Floats, filters: Filters, totals: Doubles) -> tuple[Bools, Bools]:
     """Which leading tokens [n, width] are kept, and for which rows [n] these are all that are.
 
     `gaps` [n, width] are (logit - peak) / temperature, falling. `totals` [n] are whole rows' sums of
     exp(gap), used where top-p counts without top-k; where top-k counts, `gaps` cover it.
     """
     width = gaps.shape[1]
-    ranked = np.arange(width) < warp.top_k[:, None]
+    ranked = np.arange(width) < filters.top_k[:, None]
     weights = np.where(ranked, np.exp(gaps), 0)
     sums = np.cumsum(weights, axis=1, dtype=np.float64)
     totals = np.where(totals > 0, totals, sums[:, -1])
-    kept = ranked & (gaps >= warp.min_gap[:, None])
+    kept = ranked & (gaps >= filters.min_gap[:, None])
     # A token is kept where those before it do not reach p yet.
-    kept[:, 1:] &= sums[:, :-1] < (warp.top_p * totals)[:, None]
-    return kept, ~kept[:, -1] | (warp.top_k <= width) | np.isneginf(gaps[:, -1])
+    kept[:, 1:] &= sums[:, :-1] < (filters.top_p * totals)[:, None]
+    return kept, ~kept[:, -1] | (filters.top_k <= width) | np.isneginf(gaps[:, -1])
 
 
 def _where(mask: Bools) -> tuple[Ints, Ints]:
