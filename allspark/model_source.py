@@ -70,10 +70,7 @@ class ModelSource:
 
     def _find(self) -> tuple[Backend, ModelInfo]:
         if self._found is None:
-            if isinstance(self.backend, str):
-                self._found = inspect_model(self.name, self.backend)
-            else:
-                self._found = self.backend, self.backend.inspect(self.name, Path(self.name))
+            self._found = inspect_model(self.name, self.backend)
         return self._found
 
 

@@ -35,6 +35,7 @@ import msgspec
 from ..engine import SamplingParams
 from ..engine.request_options import RequestOptions
 from ..errors import InvalidArgument, NotSupported
+from ..scheduler.sampling_fields import SAMPLING_FIELDS, SEED, TOP_K, unknown_field
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,10 @@ DASHINFER_KEYS = (
     "vocab_type",
     "enable_tensors_from_model_inference",
 )
-PARAMS_KEYS = SamplingParams.__struct_fields__
+PARAMS_KEYS = tuple(field.name for field in SAMPLING_FIELDS)
 OPTION_KEYS = RequestOptions.__struct_fields__
 KNOWN_KEYS = frozenset(DASHINFER_KEYS) | frozenset(PARAMS_KEYS) | frozenset(OPTION_KEYS)
 
-_ID_TUPLES = ("eos_token_ids", "stop_token_ids", "allowed_token_ids", "stop")
-_WORD_TUPLES = ("stop_words_ids", "bad_words_ids")
 _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_beams": (
         lambda value: value == 1,
@@ -110,7 +109,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     """Raise InvalidArgument when a key is unknown."""
     for key in config:
         if key not in KNOWN_KEYS:
-            raise InvalidArgument("generation configuration key", key, f"one of {sorted(KNOWN_KEYS)}")
+            raise unknown_field("generation configuration key", key, sorted(KNOWN_KEYS))
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -133,17 +132,17 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
 
 def _params(given: Mapping[str, Any]) -> SamplingParams:
-    fields = {key: given[key] for key in PARAMS_KEYS if key in given}
-    for key in _ID_TUPLES:
-        if key in fields:
-            fields[key] = _tuple(fields[key])
-    for key in _WORD_TUPLES:
-        if key in fields:
-            words = _tuple(fields[key])
-            fields[key] = tuple(map(_tuple, words)) if isinstance(words, tuple) else words
+    # A top_k of -1 and seeds with a sign are other dialects'.
+    fields = {
+        field.name: given[field.name] if field.kind in (TOP_K, SEED) else field.read(given[field.name])
+        for field in SAMPLING_FIELDS
+        if field.name in given
+    }
     if "eos_token_id" in given:
-        eos = _tuple(given["eos_token_id"])
-        _set_once(fields, "eos_token_ids", eos if isinstance(eos, tuple) else (eos,), "eos_token_id")
+        eos = given["eos_token_id"]
+        _set_once(
+            fields, "eos_token_ids", tuple(eos) if isinstance(eos, list | tuple) else (eos,), "eos_token_id"
+        )
     if "num_return_sequences" in given:
         _set_once(fields, "n", given["num_return_sequences"], "num_return_sequences")
     if not _flag(given, "early_stopping", True):
@@ -172,11 +171,6 @@ def _flag(given: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(key, value, "True or False")
     return value
-
-
-def _tuple(value: Any) -> Any:
-    """A list as a tuple; what is no list is left for SamplingParams to judge."""
-    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _set_once(fields: dict[str, Any], name: str, value: Any, key: str) -> None:

@@ -33,9 +33,11 @@ def choose_backend(path: Path, backend: str = "auto") -> Backend:
 
 
 def inspect_model(
-    name: str, backend: str = "auto", revision: str | None = None, token: str | None = None
+    name: str, backend: str | Backend = "auto", revision: str | None = None, token: str | None = None
 ) -> tuple[Backend, ModelInfo]:
     """Find the model's files, downloading them if necessary, and read what they say; no weights.
+
+    A backend that is an object, not a name, finds its models itself.
 
     Raises:
         ModelNotFound: nothing has that name.
@@ -43,6 +45,8 @@ def inspect_model(
         NotSupported: the package that the backend needs is not installed.
         InvalidArgument: there is no backend of that name.
     """
+    if not isinstance(backend, str):
+        return backend, backend.inspect(name, Path(name))
     if backend not in ("auto", *BACKENDS):
         raise InvalidArgument("backend", backend, f"auto, {', '.join(BACKENDS)}")
     path = locate(name, revision=revision, token=token)

@@ -311,13 +311,7 @@ class AsyncEngine:
 
 
 def _install(config: ModelConfig, neighbours: Callable[[str], int]) -> InstalledModel:
-    if isinstance(config.backend, str):
-        backend, info = inspect_model(
-            config.model, backend=config.backend, revision=config.revision, token=config.token
-        )
-    else:
-        backend = config.backend
-        info = backend.inspect(config.model, Path(config.model))
+    backend, info = inspect_model(config.model, config.backend, config.revision, config.token)
     return InstalledModel(config, backend, info, neighbours)
 
 

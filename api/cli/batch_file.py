@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ...errors import InvalidArgument
-from ...scheduler import SamplingParams
+from ...scheduler.sampling_fields import FIELDS_BY_NAME
 
 Key = int | str
 """A row's custom_id, or its index where it has none."""
@@ -117,30 +117,10 @@ def _problem(row: InputRow, known: Mapping[str, Any]) -> str | None:
     """What is wrong with a row whose fields have the right types."""
     if ("prompt" in known) == ("messages" in known):
         return "the row needs either prompt or messages"
-    misplaced = [name for name in row.extra if name in SamplingParams.__struct_fields__]
+    misplaced = [name for name in row.extra if name in FIELDS_BY_NAME]
     if misplaced:
         return f"{', '.join(misplaced)} belongs into params"
     return None
-
-
-def row_params(row: InputRow) -> dict[str, Any]:
-    """The row's fields of SamplingParams, with tuples for JSON's lists and ints for its keys.
-
-    Raises:
-        InvalidArgument: a key of logit_bias is no token id.
-    """
-    params = {name: _as_tuple(value) for name, value in row.params.items()}
-    bias = params.get("logit_bias")
-    if isinstance(bias, dict):
-        try:
-            params["logit_bias"] = {int(token): value for token, value in bias.items()}
-        except ValueError as error:
-            raise InvalidArgument("logit_bias", bias, "an object from token ids to numbers") from error
-    return params
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def finished_rows(path: Path, model: str, *, retry_failed: bool = False) -> set[Key]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...engine import Engine, FinishReason, ModelConfig
 from ...errors import InvalidArgument, LimitExceeded, MillstreamError
-from ..handlers import handler_for
+from ..models import Model
 from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
-from .running import PromptMaker, text_params
+from .running import PromptMaker
 from .terminal import loading_line
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C stops an answer"
@@ -95,12 +95,12 @@ class Conversation:
             NotSupported: the model has no chat template.
             InvalidArgument: a sampling value is out of range, or more than one output is asked for.
         """
-        self.name = config.installed_name
+        model = Model(engine, config)
+        self.name = model.name
         self._engine = engine
-        handler = handler_for(engine.model_info(self.name), engine.tokenizer(self.name))
-        self._maker = PromptMaker(handler, chat=True, system=system)
+        self._maker = PromptMaker(model.handler, chat=True, system=system)
         self._maker.from_messages([{"role": "user", "content": "?"}])
-        self._params = text_params(handler.sampling_defaults, sampling)
+        self._params = model.sampling_params(sampling)
         for name, value, allowed in (
             ("n", self._params.n, 1),
             ("logprobs", self._params.logprobs, False),

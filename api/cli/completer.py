@@ -9,8 +9,8 @@ import msgspec
 from ...engine import FinishReason, ResultQueue
 from ...errors import MillstreamError, ModelStateError
 from ...scheduler import SamplingParams
-from .batch_file import InputRow, ResultRow, SampleRow, row_params
-from .running import PromptMaker, RunningModel, text_params
+from .batch_file import InputRow, ResultRow, SampleRow
+from .running import PromptMaker, RunningModel
 
 
 class Completer:
@@ -33,7 +33,7 @@ class Completer:
         if row.error is not None:
             return blank
         try:
-            params = text_params(self._model.sampling_defaults, self._sampling, row_params(row))
+            params = self._model.sampling_params(self._sampling, row.params)
             queues = self._model.start(self._prompt(row), params)
         except ModelStateError:
             raise

@@ -16,7 +16,7 @@ from ...errors import InvalidArgument, MillstreamError
 from .batch_file import InputRow, Key, ResultRow, finished_rows, read_rows
 from .completer import Completer, complete_rows
 from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
-from .running import PromptMaker, RunningModel, run_async, running_model, text_params
+from .running import PromptMaker, RunningModel, run_async, running_model
 from .terminal import counting_bar
 
 SOME_FAILED = 1
@@ -120,7 +120,7 @@ class GenerateTask:
 
     async def _print_text(self, model: RunningModel, maker: PromptMaker) -> None:
         """All prompts at the same time, printed one after the other, the one at hand as it comes."""
-        params = text_params(model.sampling_defaults, self.sampling)
+        params = model.sampling_params(self.sampling)
         started = [model.start(maker.from_text(prompt), params) for prompt in self.prompts]
         titles = len(self.prompts) > 1 or params.n > 1
         for prompt, queues in zip(self.prompts, started, strict=True):

@@ -1,14 +1,26 @@
 """Command-line flags of the engine and of sampling, and the objects they become."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS
 from ...engine import ModelConfig, Policy
 from ...engine.config import BLOCK_SIZES
-from ...errors import InvalidArgument
-from ...scheduler import SamplingParams
+from ...scheduler.sampling_fields import (
+    BIASES,
+    INTEGER,
+    NUMBER,
+    SAMPLING_FIELDS,
+    SEED,
+    SWITCH,
+    TEXTS,
+    TOKEN_IDS,
+    TOKEN_RUNS,
+    TOP_K,
+    Kind,
+    read_sampling_fields,
+)
 
 DEFAULT_MODEL = "pyhelp"
 
@@ -79,115 +91,53 @@ def _bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no bias such as 42=-5.5") from None
 
 
-_SAMPLING_NUMBERS: Mapping[str, tuple[Callable[[str], int | float], str]] = {
-    "n": (int, "outputs per prompt"),
-    "temperature": (float, "0 always takes the most likely token"),
-    "top_k": (int, "keep the K most likely tokens; 0 keeps all"),
-    "top_p": (float, "keep the most likely tokens that together have this probability"),
-    "min_p": (float, "keep tokens at least this likely compared with the most likely one"),
-    "repetition_penalty": (float, "above 1 makes tokens that occurred less likely"),
-    "presence_penalty": (float, "subtracted once from tokens that were generated"),
-    "frequency_penalty": (float, "subtracted for each time a token was generated"),
-    "no_repeat_ngram_size": (int, "no run of so many tokens occurs twice; 0 is off"),
-    "seed": (int, "makes sampling repeatable"),
-    "max_new_tokens": (int, "longest output in tokens"),
-    "min_new_tokens": (int, "shortest output in tokens"),
-    "top_logprobs": (int, "alternatives reported for each token"),
-    "prompt_logprobs": (int, "alternatives reported for each token of the prompt"),
+_PREFIX = "sampling_"
+"""Of the destinations: some fields have the names of the engine's flags."""
+_FLAGS = {
+    "max_new_tokens": ("--max-new-tokens", "--max-tokens"),
+    # --max-length is the engine's.
+    "max_length": ("--max-total-tokens",),
+    "min_length": ("--min-total-tokens",),
+    "skip_special_tokens": ("--keep-special-tokens",),
 }
-_SAMPLING_SWITCHES = {
-    "suppress_repetition_in_generation": "apply the repetition penalty to generated tokens only",
-    "ignore_eos": "go on after the end-of-sequence token",
-    "include_stop_in_output": "leave the stop token or stop string in the text",
-    "logprobs": "report the log-probability of each token",
+"""Of the fields whose flags are not their names."""
+_INTEGER: dict[str, Any] = {"type": int, "metavar": "N"}
+_RUNS: dict[str, Any] = {"type": token_ids, "metavar": "ID,ID", "action": "append"}
+_ARGUMENTS: Mapping[Kind, dict[str, Any]] = {
+    INTEGER: _INTEGER,
+    TOP_K: _INTEGER,
+    SEED: _INTEGER,
+    NUMBER: {"type": float, "metavar": "X"},
+    SWITCH: {"action": "store_true"},
+    TOKEN_IDS: {"type": token_ids, "metavar": "ID,ID"},
+    TOKEN_RUNS: _RUNS,
+    TEXTS: {"metavar": "TEXT", "action": "append"},
+    BIASES: {"type": _bias, "metavar": "ID=X", "action": "append"},
 }
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of SamplingParams; what is not given keeps the model's default."""
+    """A flag for each field of SamplingParams; what is not given keeps the model's default."""
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
-    add = group.add_argument
-    for name, (kind, text) in _SAMPLING_NUMBERS.items():
-        add(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text)
-    for name, text in _SAMPLING_SWITCHES.items():
-        add(f"--{name.replace('_', '-')}", action="store_true", help=text)
-    # --max-length is the engine's.
-    add(
-        "--max-total-tokens",
-        dest="sampling_max_length",
-        type=int,
-        metavar="N",
-        help="longest prompt and output together, of one request",
-    )
-    add(
-        "--min-total-tokens",
-        dest="min_length",
-        type=int,
-        metavar="N",
-        help="shortest prompt and output together",
-    )
-    add("--stop", action="append", metavar="TEXT", help="ends the output; may be given several times")
-    add("--stop-token-ids", type=token_ids, metavar="ID,ID", help="tokens that end the output")
-    add(
-        "--stop-words-ids",
-        type=token_ids,
-        action="append",
-        metavar="ID,ID",
-        help="a run of tokens that ends the output; may be given several times",
-    )
-    add("--eos-token-ids", type=token_ids, metavar="ID,ID", help="instead of the model's own")
-    add(
-        "--bad-words-ids",
-        type=token_ids,
-        action="append",
-        metavar="ID,ID",
-        help="a run of tokens that is never produced; may be given several times",
-    )
-    add("--allowed-token-ids", type=token_ids, metavar="ID,ID", help="nothing else is produced")
-    add(
-        "--logit-bias",
-        type=_bias,
-        action="append",
-        metavar="ID=X",
-        help="added to a token's logit, -100 to 100; may be given several times",
-    )
-    add(
-        "--keep-special-tokens",
-        dest="skip_special_tokens",
-        action="store_false",
-        help="show special tokens in the text",
-    )
+    for field in SAMPLING_FIELDS:
+        argument, text = dict(_ARGUMENTS[field.kind]), field.text
+        if argument.get("action") == "append":
+            text += "; may be given several times"
+        if field.name == "skip_special_tokens":
+            argument, text = {"action": "store_false"}, "show special tokens in the text"
+        flags = _FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
+        group.add_argument(*flags, dest=f"{_PREFIX}{field.name}", help=text, **argument)
 
 
 def sampling_fields(options: argparse.Namespace) -> dict[str, Any]:
     """Fields of SamplingParams that were given as flags."""
     given = {
-        name: value
-        for name, value in vars(options).items()
-        if name in SamplingParams.__struct_fields__ and name != "max_length"
+        name.removeprefix(_PREFIX): value for name, value in vars(options).items() if name.startswith(_PREFIX)
     }
-    for name in ("stop", "stop_words_ids", "bad_words_ids"):
-        if name in given:
-            given[name] = tuple(given[name])
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
-    if "sampling_max_length" in options:
-        given["max_length"] = options.sampling_max_length
-    return given
+    return read_sampling_fields(given)
 
 
-def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
-    """SamplingParams from fields by name.
-
-    Raises:
-        InvalidArgument: a field does not exist, or its value lies outside its range.
-    """
-    for name in fields:
-        if name not in SamplingParams.__struct_fields__:
-            known = ", ".join(SamplingParams.__struct_fields__)
-            raise InvalidArgument("sampling parameter", name, known)
-    return SamplingParams(**fields)
-
-
-def _one_of(values: Any) -> str:
+def _one_of(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))

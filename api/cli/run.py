@@ -12,7 +12,7 @@ from ...engine import EngineStats, ModelConfig, ResultQueue
 from ...errors import InvalidArgument, MillstreamError
 from ..handlers import ModelHandler
 from .options import DEFAULT_MODEL, add_engine_flags, model_config
-from .running import PromptMaker, RunningModel, run_async, running_model, text_params
+from .running import PromptMaker, RunningModel, run_async, running_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,7 @@ class PeakUse:
 
 
 def _ask(model: RunningModel, num_requests: int) -> Iterator[Answer]:
-    params = text_params({"max_new_tokens": _MAX_NEW_TOKENS}, model.sampling_defaults)
+    params = model.sampling_params({"max_new_tokens": _MAX_NEW_TOKENS})
     for question in islice(cycle(QUESTIONS), num_requests):
         (queue,) = model.start(_prompt(model.handler, question), params)
         yield Answer(question, queue)

@@ -1,28 +1,25 @@
 """A running model for the length of a command, and prompts made of text for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from ...engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
 from ...scheduler import SamplingParams
-from ..handlers import ModelHandler, handler_for
-from .options import sampling_params
+from ..handlers import ModelHandler
+from ..models import Model
 from .terminal import loading_line
 
 Result = TypeVar("Result")
 
-DEFAULT_MAX_NEW_TOKENS = 512
 
-
-class RunningModel:
+class RunningModel(Model):
     """One model of an engine of its own, ready for requests."""
 
-    def __init__(self, engine: AsyncEngine, name: str) -> None:
+    def __init__(self, engine: AsyncEngine, config: ModelConfig) -> None:
+        super().__init__(engine, config)
         self.engine = engine
-        self.name = name
-        self.handler = handler_for(engine.model_info(name), engine.tokenizer(name))
 
     def start(self, prompt: Sequence[int], params: SamplingParams) -> tuple[ResultQueue, ...]:
         """Queue one request; returns the queues of its samples.
@@ -32,27 +29,6 @@ class RunningModel:
         """
         handle, _ = self.engine.start_request_ids(self.name, prompt, params)
         return handle.queues
-
-    @property
-    def sampling_defaults(self) -> dict[str, Any]:
-        """What the model's author recommends, and what ends its turns."""
-        return self.handler.sampling_defaults
-
-
-def text_params(
-    defaults: Mapping[str, Any], given: Mapping[str, Any], row: Mapping[str, Any] | None = None
-) -> SamplingParams:
-    """Sampling for texts: the model's defaults, then what the command was given, then what a row says.
-
-    Where none of them bounds the length, outputs end at DEFAULT_MAX_NEW_TOKENS.
-
-    Raises:
-        InvalidArgument: a field does not exist, or its value lies outside its range.
-    """
-    fields = {**defaults, **given, **(row or {})}
-    if fields.get("max_length") is None:
-        fields.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
-    return sampling_params(fields)
 
 
 @asynccontextmanager
@@ -67,7 +43,7 @@ async def running_model(config: ModelConfig) -> AsyncIterator[RunningModel]:
         await engine.install_model(config)
         with loading_line(name) as progress:
             await engine.start_model(name, progress=progress)
-        yield RunningModel(engine, name)
+        yield RunningModel(engine, config)
 
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 from ...backends.worker import Tokenizer
 from ...errors import InvalidArgument, LimitExceeded
 from ...scheduler import SamplingParams
-from ...scheduler.sampling_params import MAX_SEED
+from ...scheduler.sampling_fields import SAMPLING_FIELDS
 from .errors import ApiError
 from .keys import Tenant
 from .schemas.common import RequestFields, SamplingFields
@@ -17,11 +17,9 @@ _WIRE_NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt token id": ("input", "prompt", "messages"),
     "text": ("input", "prompt", "messages"),
     "token_ids": ("tokens",),
-    "max_new_tokens": ("max_output_tokens", "max_tokens"),
-    "min_new_tokens": ("min_tokens",),
-    "include_stop_in_output": ("include_stop_str_in_output",),
     "deadline": ("timeout",),
     "template_variables": ("chat_template_kwargs",),
+    **{field.name: field.wire_names for field in SAMPLING_FIELDS if field.wire_names},
 }
 """Engine's parameter -> the field that sets it, where their names differ; it depends on the route."""
 
@@ -34,25 +32,8 @@ def wire_names(fields: Collection[str]) -> Mapping[str, str]:
     return {parameter: names[0] for parameter, names in found.items() if names}
 
 
-_SAME = (
-    "n",
-    "temperature",
-    "top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "suppress_repetition_in_generation",
-    "no_repeat_ngram_size",
-    "max_length",
-    "min_length",
-    "ignore_eos",
-    "skip_special_tokens",
-    "prompt_logprobs",
-)
-"""Fields that the engine knows under the same name and in the same form."""
-_TUPLES = ("eos_token_ids", "stop_token_ids", "allowed_token_ids")
-_NESTED_TUPLES = ("stop_words_ids", "bad_words_ids")
+_BY_ROUTE = ("logprobs", "top_logprobs", "max_new_tokens")
+"""Parameters whose fields mean different things on different routes, so that these say what is asked for."""
 
 
 def sampling_params(
@@ -72,30 +53,12 @@ def sampling_params(
         InvalidArgument: a value lies outside its range.
     """
     chosen: dict[str, Any] = dict(defaults)
-    for name in _SAME:
-        value = getattr(fields, name)
-        if value is not None:
-            chosen[name] = value
-    for name in _TUPLES:
-        value = getattr(fields, name)
-        if value is not None:
-            chosen[name] = tuple(value)
-    for name in _NESTED_TUPLES:
-        value = getattr(fields, name)
-        if value is not None:
-            chosen[name] = tuple(map(tuple, value))
-    if fields.top_k is not None:
-        chosen["top_k"] = max(fields.top_k, 0)
-    if fields.seed is not None:
-        chosen["seed"] = fields.seed & MAX_SEED
-    if fields.stop is not None:
-        chosen["stop"] = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
-    if fields.logit_bias is not None:
-        chosen["logit_bias"] = {int(token): bias for token, bias in fields.logit_bias.items()}
-    if fields.min_tokens is not None:
-        chosen["min_new_tokens"] = fields.min_tokens
-    if fields.include_stop_str_in_output is not None:
-        chosen["include_stop_in_output"] = fields.include_stop_str_in_output
+    for parameter in SAMPLING_FIELDS:
+        if parameter.name not in _BY_ROUTE:
+            values = (getattr(fields, name, None) for name in (parameter.name, *parameter.wire_names))
+            given = next((value for value in values if value is not None), None)
+            if given is not None:
+                chosen[parameter.name] = parameter.read(given)
     if fields.bad_words:
         words = _bad_words(fields.bad_words, tokenizer)
         chosen["bad_words_ids"] = (*chosen.get("bad_words_ids", ()), *words)

@@ -3,45 +3,19 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from time import time
 from typing import Any, Protocol
 
-from ...backends.worker import ModelInfo, Progress, Tokenizer
+from ...backends.worker import Progress, Tokenizer
 from ...engine import AsyncEngine, ModelConfig, ModelState, ResultQueue
 from ...errors import ModelNotFound
-from ..handlers import ModelHandler, handler_for
-
-
-class ServedModel:
-    """One running model."""
-
-    def __init__(self, engine: AsyncEngine, config: ModelConfig, chat_template: str | None) -> None:
-        self.name = config.installed_name
-        self.config = config
-        self.created = int(time())
-        """Seconds since the epoch."""
-        self.info: ModelInfo = engine.model_info(self.name)
-        self.max_length = engine.memory_plan(self.name).max_length
-        self._engine = engine
-        self._chat_template = chat_template
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises ModelFormatError where its files have none."""
-        return self._engine.tokenizer(self.name)
-
-    @cached_property
-    def handler(self) -> ModelHandler:
-        """What the model's family needs of a conversation."""
-        return handler_for(self.info, self.tokenizer, self._chat_template)
+from ..models import Model
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a request's `model` field names."""
 
-    served: ServedModel
+    served: Model
     adapter: str | None = None
     """The loaded adapter that was named instead of its model."""
 
@@ -81,13 +55,13 @@ class ModelService:
         self._observer = observer
         self._chat_template = chat_template
         self._reports: set[asyncio.Task[None]] = set()
-        self._models: dict[str, ServedModel] = {}
+        self._models: dict[str, Model] = {}
 
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[Model]:
         """All models, the default one first."""
         return list(self._models.values())
 
-    def get(self, name: str | None) -> ServedModel:
+    def get(self, name: str | None) -> Model:
         """A model by its name; without a name, the first.
 
         Raises:
@@ -112,13 +86,13 @@ class ModelService:
                     return Target(model, adapter=name)
         return Target(self.get(name))
 
-    def adapters(self, model: ServedModel) -> Sequence[str]:
+    def adapters(self, model: Model) -> Sequence[str]:
         """Names of the adapters loaded in a model."""
         if self.engine.model_state(model.name) is not ModelState.RUNNING:
             return ()
         return self.engine.adapters(model.name)
 
-    async def load(self, config: ModelConfig, *, progress: Progress | None = None) -> ServedModel:
+    async def load(self, config: ModelConfig, *, progress: Progress | None = None) -> Model:
         """Install and start a model. `progress` is called from another thread.
 
         Raises:
@@ -132,7 +106,7 @@ class ModelService:
             if self.engine.model_state(name) is ModelState.INITIAL:
                 await self.engine.release_model(name)
             raise
-        model = ServedModel(self.engine, config, self._chat_template)
+        model = Model(self.engine, config, self._chat_template)
         self._models[name] = model
         return model
 

@@ -69,7 +69,7 @@ async def start_response(
     try:
         params = sampling_params(
             body,
-            served.handler.sampling_defaults,
+            served.chat_defaults,
             served.tokenizer,
             max_tokens=body.max_output_tokens,
             logprobs=(body.top_logprobs or 0) if _wants_logprobs(body) else None,

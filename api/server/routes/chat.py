@@ -92,7 +92,7 @@ async def start_chat(
     check_max_tokens(limit, body.max_completion_tokens or body.max_tokens, served.name, served.max_length)
     params = sampling_params(
         body,
-        handler.sampling_defaults,
+        served.chat_defaults,
         target.served.tokenizer,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -79,7 +79,7 @@ async def start_completion(
         check_max_tokens("max_tokens", body.max_tokens, target.served.name, target.served.max_length)
     params = sampling_params(
         body,
-        target.served.info.generation_defaults,
+        target.served.text_defaults,
         target.served.tokenizer,
         max_tokens=max(body.max_tokens, 1) if body.max_tokens is not None else None,
         logprobs=body.logprobs,

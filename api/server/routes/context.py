@@ -9,13 +9,14 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from ....errors import InvalidArgument
+from ...models import Model
 from ..config import ServerConfig
 from ..generation import Generation
 from ..keys import Tenant
 from ..sampling import Caller, header_timeout
 from ..schemas.chunks import UsageSoFar, usage_chunk
 from ..schemas.common import ErrorBody, StreamOptions
-from ..service import ModelService, ServedModel, Target
+from ..service import ModelService, Target
 from ..sse import EventStream, Hangup
 
 Result = TypeVar("Result")
@@ -81,7 +82,7 @@ def note_generation(request: Request, generation: Generation) -> None:
     request.scope.setdefault("state", {})["generation"] = generation
 
 
-def check_template(template: str | None, model: ServedModel, config: ServerConfig) -> None:
+def check_template(template: str | None, model: Model, config: ServerConfig) -> None:
     """Raise InvalidArgument for Jinja source from a client, unless the server trusts its clients.
 
     The sandbox keeps a template from doing harm, but not from looping for ever on the event loop.

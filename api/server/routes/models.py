@@ -6,9 +6,10 @@ from fastapi import APIRouter
 
 from ....engine import ModelConfig
 from ....errors import ModelNotFound
+from ...models import Model
 from ..schemas.common import ErrorBody
 from ..schemas.models import LoadRequest, ModelList, ModelObject, Unloaded, UnloadRequest
-from ..service import ModelService, ServedModel
+from ..service import ModelService
 from .context import ERRORS, Service
 
 router = APIRouter()
@@ -63,7 +64,7 @@ def _objects(service: ModelService) -> list[ModelObject]:
     return found
 
 
-def _model_object(model: ServedModel, adapter: str | None = None) -> ModelObject:
+def _model_object(model: Model, adapter: str | None = None) -> ModelObject:
     return ModelObject(
         id=adapter or model.name,
         object="model",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ....scheduler.sampling_params import MAX_N, MAX_TOP_LOGPROBS
+from ....scheduler.sampling_fields import MAX_N, MAX_TOP_LOGPROBS
 
 Text = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]

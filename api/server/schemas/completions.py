@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ....scheduler.sampling_params import MAX_TOP_LOGPROBS
+from ....scheduler.sampling_fields import MAX_TOP_LOGPROBS
 from .common import FinishName, PromptLogprobs, SamplingFields, Text, TokenIds, Usage, Wire
 
 

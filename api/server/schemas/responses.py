@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ....scheduler.sampling_params import MAX_TOP_LOGPROBS
+from ....scheduler.sampling_fields import MAX_TOP_LOGPROBS
 from .common import Count, SamplingFields, StreamOptions, Text, Wire
 from .response_items import Input, Line, OutputItem, must_be_null
 

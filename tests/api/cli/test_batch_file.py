@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millstream.api.cli.batch_file import InputRow, ResultRow, SampleRow, finished_rows, read_rows, row_params
+from millstream.api.cli.batch_file import InputRow, ResultRow, SampleRow, finished_rows, read_rows
 from millstream.errors import InvalidArgument
 
 
@@ -60,13 +60,6 @@ def test_a_custom_id_names_one_row() -> None:
     assert first.error is None
     assert second.error == "custom_id 'x' occurs twice"
     assert second.key == 1
-
-
-def test_lists_and_keys_of_json_become_what_sampling_takes() -> None:
-    row = InputRow(index=0, params={"stop": ["a"], "stop_words_ids": [[1, 2]], "logit_bias": {"7": -1}})
-    assert row_params(row) == {"stop": ("a",), "stop_words_ids": ((1, 2),), "logit_bias": {7: -1}}
-    with pytest.raises(InvalidArgument, match="logit_bias"):
-        row_params(InputRow(index=0, params={"logit_bias": {"x": 1}}))
 
 
 def test_finished_rows(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from millstream.api.cli.options import (
     add_sampling_flags,
     model_config,
     sampling_fields,
-    sampling_params,
 )
 from millstream.api.cli.terminal import CommandParser
 from millstream.engine import ModelConfig, Policy
@@ -66,7 +65,7 @@ def test_a_sampling_flag_sets_its_field_and_no_other(field: str) -> None:
     fields = sampling_fields(parse(*text.split()))
     assert fields.pop(field) == value
     assert fields in ({}, {"logprobs": True})
-    assert getattr(sampling_params({**fields, field: value}), field) == value
+    assert getattr(SamplingParams(**{**fields, field: value}), field) == value
 
 
 def test_without_flags_nothing_is_said_about_sampling() -> None:
@@ -127,5 +126,3 @@ def test_a_value_out_of_range_is_named() -> None:
         model_config(parse("--max-num-seqs", "0"), model="m")
     with pytest.raises(InvalidArgument, match="quantization is 'int3'; allowed: one of"):
         model_config(parse("--quantization", "int3"), model="m")
-    with pytest.raises(InvalidArgument, match="'temprature'"):
-        sampling_params({"temprature": 1.0})
