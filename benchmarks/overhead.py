@@ -9,7 +9,6 @@ one core, so the time of the engine's thread and of the worker's thread add up.
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,82 +17,24 @@ from cProfile import Profile
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time, thread_time
 
 import msgspec
 
 from ..api.cli.running import run_async
 from ..api.cli.terminal import CommandParser, command_status
 from ..backends.bundled import PYHELP
-from ..backends.fake import FakeBackend, FakeWorker
 from ..backends.text.tokenizer import HFTokenizer
-from ..backends.worker import ModelInfo, Progress, Tokenizer, WorkerConfig, WorkerSpec
 from ..engine import AsyncEngine, ModelConfig, ResultQueue
 from ..errors import InvalidArgument, MillstreamError, NotSupported
-from ..scheduler import Batch, SamplingParams, StepResult, Wants
+from ..scheduler import SamplingParams
 from .environment import write_report
+from .replay import Mark, ReplayBackend, sample_text
 
 _PROMPT_TOKENS = 64
 _BLOCK_SIZE = 16
 _MIN_STEPS = 100
 _REQUEST_STEPS = 20_000
 """Request-steps measured in a run, unless that is fewer than _MIN_STEPS steps."""
-
-
-class ReplayWorker(FakeWorker):
-    """Answers each chunk with the token of a text that belongs to its position; measures itself."""
-
-    def __init__(self, spec: WorkerSpec, text: Sequence[int]) -> None:
-        super().__init__(spec)
-        self.marks: list[Mark] = []
-        self._text = list(text)
-
-    def execute(self, batch: Batch) -> StepResult:
-        """The next token of the text for everybody."""
-        mark = Mark(len(batch.chunks), batch.num_tokens, perf_counter(), process_time())
-        started = thread_time()
-        text, length = self._text, len(self._text)
-        token_ids = [
-            text[(chunk.start + len(chunk.tokens)) % length] if chunk.wants is Wants.TOKEN else None
-            for chunk in batch.chunks
-        ]
-        result = StepResult(token_ids)
-        mark.execute_seconds = thread_time() - started
-        self.marks.append(mark)
-        return result
-
-
-class Mark:
-    """One step as the worker saw it; moments on the wall clock and on the process's CPU clock, in seconds."""
-
-    __slots__ = ("cpu", "execute_seconds", "num_chunks", "num_tokens", "wall")
-
-    def __init__(self, num_chunks: int, num_tokens: int, wall: float, cpu: float) -> None:
-        self.num_chunks = num_chunks
-        self.num_tokens = num_tokens
-        self.wall = wall
-        self.cpu = cpu
-        self.execute_seconds = 0.0
-
-
-class ReplayBackend(FakeBackend):
-    """The fake backend with a worker that costs next to nothing."""
-
-    def __init__(self, tokenizer: Tokenizer, text: Sequence[int], *, vocab_size: int) -> None:
-        super().__init__(vocab_size=vocab_size, max_length=1 << 20, tokenizer=tokenizer)
-        self.vocab_size = vocab_size
-        self._workers: list[ReplayWorker] = []
-        self._text = text
-
-    def load(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> ReplayWorker:
-        """The worker is kept, so that its marks can be read afterwards."""
-        worker = ReplayWorker(super().load(info, config, progress).spec, self._text)
-        self._workers.append(worker)
-        return worker
-
-    def marks(self) -> list[Mark]:
-        """Steps of all workers made so far."""
-        return [mark for worker in self._workers for mark in worker.marks]
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,9 +87,10 @@ def measure(running: int, setting: Setting) -> Level:
     steps = min(max(_REQUEST_STEPS // running, _MIN_STEPS), setting.max_steps)
     runs: list[Run] = []
     for _ in range(setting.runs):
-        backend = ReplayBackend(tokenizer, text, vocab_size=max(text) + 1)
+        marks: list[Mark] = []
+        backend = ReplayBackend(tokenizer, text, vocab_size=max(text) + 1, marks=marks)
         run_async(_serve(backend, running, steps, setting))
-        runs.append(steady_part(backend.marks(), running))
+        runs.append(steady_part(marks, running))
 
     def micros(seconds: float, run: Run) -> float:
         return seconds * 1e6 / (run.steps * running)
@@ -163,12 +105,6 @@ def measure(running: int, setting: Setting) -> Level:
         engine_us_of_runs=engine,
         tokens_per_second=1e6 / median(engine),
     )
-
-
-def sample_text(tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the bundled model's answers: text as a model would write it."""
-    lines = (PYHELP / "facts.jsonl").read_text(encoding="utf-8").splitlines()[:500]
-    return tokenizer.encode("\n".join(json.loads(line)["answer"] for line in lines))
 
 
 def steady_part(marks: Sequence[Mark], running: int) -> Run:

@@ -1,4 +1,4 @@
-"""LlamaContext: one model and its memory inside llama.cpp, and the arrays through which batches go in."""
+"""LlamaContext: one model and its memory inside llama.cpp."""
 
 import ctypes
 import os
@@ -12,11 +12,11 @@ from ...errors import InsufficientMemory, ModelFormatError, NotSupported
 from ..gguf.model_file import GGUFModel
 from ..machine.hardware import cpu_features
 from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
+from .batch_arrays import BatchArrays
 from .library import error_lines, load_library
 from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS
 from .sequence_map import Cells
 
-Ints = NDArray[np.int32]
 Rows = NDArray[np.float32]
 
 _PADDING = 256
@@ -142,7 +142,7 @@ class LlamaContext:
             rows = max(self.layout.lanes, MIN_OUTPUT_ROWS)
             self.max_rows = self.max_tokens if self.always_states else rows
             self._states = self.always_states
-            self._arrays = _BatchArrays(self._api, self.max_tokens)
+            self._arrays = BatchArrays(self._api, self.max_tokens)
             # A window that slides lets other sequences take cells which a prefix would need again.
             slides = self._api.llama_model_n_swa(self._model) > 0
             self.can_cut = file.is_causal and self._loses_parts() and (streams or not slides)
@@ -292,41 +292,6 @@ class LlamaContext:
         can = bool(api.llama_memory_seq_rm(self._memory, 0, 1, -1))
         self.clear()
         return can
-
-
-class _BatchArrays:
-    """A llama_batch over numpy arrays; each token belongs to one sequence."""
-
-    def __init__(self, api: Any, size: int) -> None:
-        self._tokens: Ints = np.zeros(size, np.int32)
-        self._positions: Ints = np.zeros(size, np.int32)
-        self._lanes: Ints = np.zeros(size, np.int32)
-        self._counts: Ints = np.ones(size, np.int32)
-        # Token i's list of sequences is the i-th entry of `_lanes` alone.
-        offsets = np.arange(size, dtype=np.uint64) * np.uint64(self._lanes.itemsize)
-        self._lists = offsets + np.uint64(self._lanes.ctypes.data)
-        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
-        self._batch = api.llama_batch()
-        for name, array in (
-            ("token", self._tokens),
-            ("pos", self._positions),
-            ("n_seq_id", self._counts),
-            ("seq_id", self._lists),
-            ("logits", self._wanted),
-        ):
-            kind = dict(api.llama_batch._fields_)[name]
-            setattr(self._batch, name, ctypes.cast(array.ctypes.data, kind))
-
-    def fill(self, tokens: list[int], positions: list[int], lanes: list[int], wanted: list[int]) -> Any:
-        """The llama_batch with these tokens; it holds until the next call."""
-        count = len(tokens)
-        self._tokens[:count] = tokens
-        self._positions[:count] = positions
-        self._lanes[:count] = lanes
-        self._wanted[:count] = 0
-        self._wanted[wanted] = 1
-        self._batch.n_tokens = count
-        return self._batch
 
 
 def _padded(cells: int) -> int:

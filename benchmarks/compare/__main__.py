@@ -3,12 +3,13 @@
 FOLDER holds the peers and the models; `python -m millstream.benchmarks.compare.environments FOLDER` makes
 them. Every measurement has a process of its own. Within a run the engines take turns, so that a machine that
 slows down slows them all; the table shows the medians over the runs. A peer that is missing or fails is a row
-that says so.
+that says so. What an engine costs on top of another's kernels is seen on one file, at several levels of
+concurrency: `--workloads levels --peers millstream-gguf-bf16 llamacpp-bf16`.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...api.cli.terminal import CommandParser, command_status
@@ -17,12 +18,12 @@ from ...errors import InvalidArgument
 from ..environment import write_report
 from ..known_shapes import SHAPES
 from .environments import Layout
-from .measuring import Measure, Measurer
-from .peers import PEERS, Peer
+from .measuring import Measure, Measurer, with_best_settings
+from .peers import PEERS, Peer, counterparts
 from .results import Report, Row, WorkloadResult, compare_rows, make_row
 from .runners.protocol import Outcome
-from .table import table_lines
-from .workloads import WORKLOADS, Workload, make_workloads
+from .table import level_lines, table_lines
+from .workloads import LEVEL_WORKLOADS, WORKLOADS, Workload, make_workloads
 
 
 def measure_workload(
@@ -34,6 +35,7 @@ def measure_workload(
         scales: name of a peer -> share of the requests that it is given; all of them where it is not named.
     """
     given = {peer.name: workload.scaled(scales.get(peer.name, 1.0)) for peer in peers}
+    peers = [with_best_settings(peer, given[peer.name], measure) for peer in peers]
     outcomes: dict[str, list[Outcome]] = {peer.name: [] for peer in peers}
     for run in range(runs):
         for peer in peers:
@@ -52,9 +54,10 @@ def measure_workload(
     first_tokens = {
         name: [answer.token_ids[0] for answer in done[0].answers] for name, done in outcomes.items()
     }
-    ours = {peer.precision: peer.name for peer in peers if peer.is_ours}
     return WorkloadResult(
-        name=workload.name, description=workload.description, rows=compare_rows(rows, ours, first_tokens)
+        name=workload.name,
+        description=workload.description,
+        rows=compare_rows(rows, counterparts(peers), first_tokens),
     )
 
 
@@ -67,7 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, help="where the environments and models are")
     add("--shape", default="qwen2-0.5b", metavar="NAME", help="which model's numbers")
-    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
+    add(
+        "--workloads",
+        nargs="+",
+        choices=[*WORKLOADS, "levels", *LEVEL_WORKLOADS],
+        default=list(WORKLOADS),
+        metavar="NAME",
+        help=f"what to ask: {', '.join(WORKLOADS)} (these by default), or levels: prompts alone and then "
+        "outputs, for several numbers of requests at once",
+    )
     add(
         "--peers",
         nargs="+",
@@ -96,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=900, metavar="SECONDS", help="of one measurement")
     add("--output-json", type=Path, metavar="FILE", help="write the figures and facts of the machine here")
     return parser
+
+
+def _workloads(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        yield from LEVEL_WORKLOADS if name == "levels" else (name,)
 
 
 def _peer_scale(text: str) -> tuple[str, float]:
@@ -130,7 +146,7 @@ def _run(argv: Sequence[str]) -> int:
     measure = Measurer(layout, threads=threads, timeout=options.timeout)
     workloads = make_workloads(SHAPES[options.shape].vocab_size)
     results: list[WorkloadResult] = []
-    for name in options.workloads:
+    for name in _workloads(options.workloads):
         result = measure_workload(workloads[name], peers, scales, options.runs, measure)
         print("\n".join(table_lines(result)), end="\n\n", flush=True)
         results.append(result)
@@ -140,6 +156,7 @@ def _run(argv: Sequence[str]) -> int:
                 shape=options.shape, threads=threads, runs=options.runs, command=command, workloads=results
             )
             write_report(options.output_json, report)  # after each: a broken-off comparison is not lost
+    print("\n".join(level_lines(results)), end="")
     return 0
 
 

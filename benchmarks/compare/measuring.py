@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,8 @@ _LAUNCH = Path(__file__).resolve().parent / "runners" / "launch.py"
 _INSTALLED_WITH_MILLSTREAM = ("millstream_engine", "llamacpp")
 """Runners that are modules of Millstream; the others are launched without it."""
 _LAST_LINES = 3
+_TRIED_REQUESTS = 8
+"""At most so many are served to find the best settings."""
 
 Measure = Callable[[Peer, Workload], Outcome]
 """One measurement."""
@@ -47,6 +50,20 @@ class Measurer:
             requests=workload.requests,
         )
         return run_job(job, command(peer, self._layout.python(peer.environment)), self._timeout)
+
+
+def with_best_settings(peer: Peer, workload: Workload, measure: Measure) -> Peer:
+    """The peer with those of its settings that serve a few of the requests in the shortest time."""
+    if not peer.alternatives:
+        return peer
+    few = workload.first(_TRIED_REQUESTS)
+    seconds: dict[float, Peer] = {}
+    for settings in (peer.settings, *peer.alternatives):
+        tried = replace(peer, settings=settings, alternatives=())
+        outcome = measure(tried, few)
+        if outcome.failure is None:
+            seconds.setdefault(outcome.wall_seconds, tried)
+    return seconds[min(seconds)] if seconds else peer
 
 
 def uses_prefix_cache(peer: Peer, workload: Workload) -> bool:

@@ -1,5 +1,6 @@
 """Who is compared: Millstream's own rows and the peers, with the settings that serve them best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .runners.protocol import Setting
@@ -14,7 +15,7 @@ class Peer:
     name: str
     title: str
     precision: str
-    """Of the weights; a row is compared with Millstream's of the same one."""
+    """Of the weights."""
     runner: str
     """Module in `runners`."""
     environment: str | None
@@ -26,6 +27,8 @@ class Peer:
     prefix_cache_by_default: bool = False
     """Whether it does where nobody says anything."""
     settings: dict[str, Setting] = field(default_factory=dict)
+    alternatives: tuple[dict[str, Setting], ...] = ()
+    """Other settings, one of which may serve a workload better; it is measured with the best of all."""
 
     @property
     def is_ours(self) -> bool:
@@ -44,6 +47,13 @@ _OURS = Peer(
     prefix_cache_by_default=True,
     settings={"dtype": "bfloat16"},
 )
+_OURS_ON_LLAMACPP = replace(
+    _OURS,
+    name="millstream-gguf-bf16",
+    title="Millstream on llama.cpp",
+    model="gguf-bf16",
+    settings={"backend": "llamacpp"},
+)
 _LLAMACPP = Peer(
     name="llamacpp-bf16",
     title="llama.cpp BF16, bare loop",
@@ -53,6 +63,10 @@ _LLAMACPP = Peer(
     model="gguf-bf16",
     prefix_cache=True,
     settings={"tokens_per_call": 2048, "n_ubatch": 2048, "unified": False},
+    alternatives=(
+        {"tokens_per_call": 2048, "n_ubatch": 512, "unified": False},
+        {"tokens_per_call": 512, "n_ubatch": 512, "unified": False},
+    ),
 )
 _OPENVINO = Peer(
     name="openvino-int8",
@@ -69,6 +83,9 @@ PEERS = (
     _OURS,
     replace(_OURS, name="millstream-int8", precision=INT8, settings={"quantization": "int8"}),
     replace(_OURS, name="millstream-int4", precision=INT4, settings={"quantization": "int4"}),
+    _OURS_ON_LLAMACPP,
+    replace(_OURS_ON_LLAMACPP, name="millstream-gguf-q8_0", precision=INT8, model="gguf-q8_0"),
+    replace(_OURS_ON_LLAMACPP, name="millstream-gguf-q4_0", precision=INT4, model="gguf-q4_0"),
     replace(
         _OPENVINO, name="openvino-fp16", title="OpenVINO GenAI fp16", precision=BF16, model="openvino-fp16"
     ),
@@ -136,3 +153,19 @@ PEERS = (
         settings={"compute_type": "int8", "batch_size": 32},
     ),
 )
+
+
+def counterparts(peers: Sequence[Peer]) -> dict[str, str]:
+    """Name of a peer -> Millstream's row that it is compared with, among `peers`.
+
+    That is the row on the same file, or else the first one whose weights have the same precision.
+    Millstream's own rows are compared with none.
+    """
+    ours = [peer for peer in peers if peer.is_ours]
+    found = {}
+    for peer in peers:
+        same_file = [one.name for one in ours if one.model == peer.model and one.precision == peer.precision]
+        alike = same_file or [one.name for one in ours if one.precision == peer.precision]
+        if alike and not peer.is_ours:
+            found[peer.name] = alike[0]
+    return found

@@ -1,6 +1,6 @@
 """Figures of the measurements, and how Millstream's compare with a peer's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 import msgspec
@@ -25,6 +25,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Between the first and the last token of a request; the mean over the requests.
 
     None where no request has two tokens."""
+    steady_output_tokens_per_second: float | None
+    """From the moment when every request had its first token to the first one's end.
+
+    None where some request has no two tokens in between."""
     peak_rss_bytes: int
     load_seconds: float
 
@@ -35,6 +39,7 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens_per_second: float
     mean_ttft_seconds: float
     ms_per_output_token: float | None
+    steady_output_tokens_per_second: float | None
     peak_rss_bytes: float
 
 
@@ -106,37 +111,66 @@ def figures_of(workload: Workload, outcome: Outcome) -> Figures:
         output_tokens_per_second=output / seconds,
         mean_ttft_seconds=fmean(answer.first - answer.handed_over for answer in outcome.answers),
         ms_per_output_token=1000 * fmean(steps) if steps else None,
+        steady_output_tokens_per_second=steady_rate([answer.moments for answer in outcome.answers]),
         peak_rss_bytes=outcome.peak_rss_bytes,
         load_seconds=outcome.load_seconds,
     )
 
 
+def steady_rate(moments: Sequence[Sequence[float]]) -> float | None:
+    """Tokens per second of all requests together while every one of them was being answered.
+
+    Each request's rate is that of its own tokens in that time: those of one step come one after the other, so
+    that tokens counted from one request's moment to another's would leave some of the last step out.
+
+    Args:
+        moments: when each token of each request came.
+    """
+    begin, end = max(times[0] for times in moments), min(times[-1] for times in moments)
+    rate = 0.0
+    for times in moments:
+        inside = [time for time in times if begin <= time <= end]
+        if len(inside) < 2 or inside[-1] <= inside[0]:
+            return None
+        rate += (len(inside) - 1) / (inside[-1] - inside[0])
+    return rate
+
+
 def medians(runs: Sequence[Figures]) -> Figures:
     """Each figure's median over the runs."""
-    steps = [run.ms_per_output_token for run in runs if run.ms_per_output_token is not None]
     return Figures(
         wall_seconds=median(run.wall_seconds for run in runs),
         total_tokens_per_second=median(run.total_tokens_per_second for run in runs),
         prompt_tokens_per_second=median(run.prompt_tokens_per_second for run in runs),
         output_tokens_per_second=median(run.output_tokens_per_second for run in runs),
         mean_ttft_seconds=median(run.mean_ttft_seconds for run in runs),
-        ms_per_output_token=median(steps) if steps else None,
+        ms_per_output_token=_median([run.ms_per_output_token for run in runs]),
+        steady_output_tokens_per_second=_median([run.steady_output_tokens_per_second for run in runs]),
         peak_rss_bytes=int(median(run.peak_rss_bytes for run in runs)),
         load_seconds=median(run.load_seconds for run in runs),
     )
 
 
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
 def ratios(ours: Figures, theirs: Figures) -> Ratios:
     """How many times better ours are."""
-    steps = None
-    if ours.ms_per_output_token and theirs.ms_per_output_token:
-        steps = theirs.ms_per_output_token / ours.ms_per_output_token
     return Ratios(
         total_tokens_per_second=ours.total_tokens_per_second / theirs.total_tokens_per_second,
         mean_ttft_seconds=theirs.mean_ttft_seconds / ours.mean_ttft_seconds,
-        ms_per_output_token=steps,
+        ms_per_output_token=_quotient(theirs.ms_per_output_token, ours.ms_per_output_token),
+        steady_output_tokens_per_second=_quotient(
+            ours.steady_output_tokens_per_second, theirs.steady_output_tokens_per_second
+        ),
         peak_rss_bytes=theirs.peak_rss_bytes / ours.peak_rss_bytes,
     )
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
 
 
 def make_row(peer: Peer, workload: Workload, num_requests_of: int, outcomes: Sequence[Outcome]) -> Row:
@@ -162,18 +196,20 @@ def make_row(peer: Peer, workload: Workload, num_requests_of: int, outcomes: Seq
     )
 
 
-def compare_rows(rows: Sequence[Row], ours: dict[str, str], first_tokens: dict[str, list[int]]) -> list[Row]:
+def compare_rows(
+    rows: Sequence[Row], ours: Mapping[str, str], first_tokens: Mapping[str, list[int]]
+) -> list[Row]:
     """The rows with ratios.
 
     Args:
-        ours: Millstream's rows: precision -> name.
+        ours: name of a row -> Millstream's row that it is compared with.
         first_tokens: name -> first token of each request that the row was given.
     """
     by_name = {row.name: row for row in rows}
     compared = []
     for row in rows:
-        mine = by_name.get(ours.get(row.precision, ""))
-        if row.figures is None or mine is None or mine.figures is None or mine is row:
+        mine = by_name.get(ours.get(row.name, ""))
+        if row.figures is None or mine is None or mine.figures is None:
             compared.append(row)
             continue
         pairs = list(zip(first_tokens[row.name], first_tokens[mine.name], strict=False))

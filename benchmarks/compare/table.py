@@ -1,11 +1,14 @@
 """The results as text for people."""
 
+from collections.abc import Callable, Sequence
 from textwrap import shorten
 
-from .results import Row, WorkloadResult
+from .results import Figures, Row, WorkloadResult
+from .workloads import LEVELS
 
 _MEGABYTE = 1_000_000
 _REASON_WIDTH = 160
+_NO_CELLS = " " * 27
 _COLUMNS = (
     ("engine", -34),
     ("weights", -8),
@@ -27,11 +30,58 @@ _COLUMNS = (
 def table_lines(result: WorkloadResult) -> list[str]:
     """One workload: what was asked, a heading, and a line for each engine.
 
-    "ours": how many times better Millstream's row of the same weights is than the figure before it.
+    "ours": how many times better Millstream is than the figure before it, on the same file where it has a row
+    on that, else with weights of the same precision.
     """
     lines = [f"{result.name}: {result.description}", _line([heading for heading, _ in _COLUMNS])]
     lines += [_row_line(row) for row in result.rows]
     return lines
+
+
+def level_lines(results: Sequence[WorkloadResult]) -> list[str]:
+    """Tokens per second of prompts alone and of outputs alone, level by level: a peer's, and Millstream's.
+
+    None where no peer has been measured beside Millstream at any level.
+    """
+    by_name = {result.name: result for result in results}
+    lines = []
+    for level in LEVELS:
+        prefill, decode = (
+            _level_cells(by_name.get(f"{kind}-{level}"), rate)
+            for kind, rate in (("prefill", _prompt_rate), ("decode", _output_rate))
+        )
+        for heading in prefill | decode:
+            cells = prefill.get(heading, _NO_CELLS) + decode.get(heading, _NO_CELLS)
+            lines.append(f"{level:9}  {heading}{cells}")
+    if not lines:
+        return []
+    return [
+        f"{'':53}{'prompt tokens/s':>27}{'output tokens/s':>27}",
+        f"{'sequences':9}  {'engine':34}{'weights':8}" + f"{'theirs':>10}{'ours':>9}{'ratio':>8}" * 2,
+        *lines,
+    ]
+
+
+def _level_cells(result: WorkloadResult | None, rate: Callable[[Figures], float | None]) -> dict[str, str]:
+    """Title and weights of each peer that is compared -> its rate, Millstream's, and their ratio."""
+    rows = {row.name: row for row in result.rows} if result is not None else {}
+    cells = {}
+    for row in rows.values():
+        ours = rows[row.ours].figures if row.ours is not None else None
+        if row.figures is None or ours is None:
+            continue
+        theirs, own = rate(row.figures), rate(ours)
+        if theirs is not None and own is not None:
+            cells[f"{row.title:34}{row.precision:8}"] = f"{theirs:10.1f}{own:9.1f}{own / theirs:8.3f}"
+    return cells
+
+
+def _prompt_rate(figures: Figures) -> float:
+    return figures.prompt_tokens_per_second
+
+
+def _output_rate(figures: Figures) -> float | None:
+    return figures.steady_output_tokens_per_second
 
 
 def _row_line(row: Row) -> str:

@@ -1,7 +1,7 @@
 """What every engine is asked: token ids and lengths that depend on the vocabulary's size and nothing else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ _FIRST_ID = 16
 """Smallest token id of a prompt; special tokens often lie below."""
 _SEED = 0
 _WARMUP_SEED = 1
+_LEVELS_SEED = 2
 _WARMUP_LEN = 32
 _WARMUP_OUTPUT_LEN = 4
 _WARMUP_REQUESTS = 2
@@ -38,6 +39,10 @@ class Workload:
         """Prompt and output of the longest request."""
         return max(len(asked.token_ids) + asked.output_len for asked in [*self.requests, *self.warmup])
 
+    def first(self, count: int) -> "Workload":
+        """The same with the first of its requests only."""
+        return replace(self, requests=self.requests[:count])
+
     def scaled(self, scale: float) -> "Workload":
         """The same with the first of its requests only: that share of them, at least one.
 
@@ -46,17 +51,7 @@ class Workload:
         """
         if not 0 < scale <= 1:
             raise InvalidArgument("scale", scale, "above 0, at most 1")
-        count = max(1, round(len(self.requests) * scale))
-        return Workload(
-            name=self.name,
-            description=self.description,
-            requests=self.requests[:count],
-            in_flight=self.in_flight,
-            prefix_cache=self.prefix_cache,
-            shared_len=self.shared_len,
-            earlier=self.earlier,
-            warmup=self.warmup,
-        )
+        return self.first(max(1, round(len(self.requests) * scale)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,78 +68,105 @@ class Lengths:
     mixed_output: tuple[int, int] = (16, 192)
     shared_len: int = 448
     shared_output_len: int = 32
+    level_output_len: int = 32
 
 
 WORKLOADS = ("w1", "w2", "w3", "w4-warm", "w4-cold", "w4-off")
+LEVELS = (1, 8, 32, 64)
+"""Numbers of requests at once at which prompts and outputs are measured apart."""
+LEVEL_WORKLOADS = tuple(f"{kind}-{level}" for level in LEVELS for kind in ("prefill", "decode"))
 
 
 def make_workloads(vocab_size: int, lengths: Lengths | None = None) -> dict[str, Workload]:
-    """All workloads, by name.
+    """All workloads, by name: WORKLOADS and LEVEL_WORKLOADS.
 
     Args:
         vocab_size: of the model; prompts are random ids below it.
     """
     sizes = Lengths() if lengths is None else lengths
     draw = _Draw(vocab_size, _SEED)
-    at_once = [draw.asked(sizes.input_len, sizes.output_len) for _ in range(sizes.at_once)]
-    mixed = [
-        draw.asked(draw.between(*sizes.mixed_input), draw.between(*sizes.mixed_output))
-        for _ in range(sizes.mixed)
-    ]
-    prefix = draw.ids(sizes.shared_len)
-    one, *sharing = (
-        draw.asked(sizes.input_len, sizes.shared_output_len, prefix) for _ in range(sizes.at_once + 1)
-    )
     other = _Draw(vocab_size, _WARMUP_SEED)
     warmup = [other.asked(_WARMUP_LEN, _WARMUP_OUTPUT_LEN) for _ in range(_WARMUP_REQUESTS)]
+    made = [
+        *_at_once(draw, sizes, warmup),
+        _mixed(draw, sizes, warmup),
+        *_sharing(draw, sizes, warmup),
+        *_levels(_Draw(vocab_size, _LEVELS_SEED), sizes, warmup),
+    ]
+    return {workload.name: workload for workload in made}
+
+
+def _at_once(draw: "_Draw", sizes: Lengths, warmup: list[Asked]) -> Iterator[Workload]:
+    requests = [draw.asked(sizes.input_len, sizes.output_len) for _ in range(sizes.at_once)]
     tokens = f"{sizes.input_len}+{sizes.output_len}"
+    yield Workload(
+        name="w1",
+        description=f"{sizes.at_once} requests of {tokens} tokens at once",
+        requests=requests,
+        in_flight=sizes.at_once,
+        warmup=warmup,
+    )
+    yield Workload(
+        name="w2",
+        description=f"one request of {tokens} tokens",
+        requests=requests[:1],
+        in_flight=1,
+        warmup=warmup[:1],
+    )
+
+
+def _mixed(draw: "_Draw", sizes: Lengths, warmup: list[Asked]) -> Workload:
     low, high = sizes.mixed_input
     shortest, longest = sizes.mixed_output
+    return Workload(
+        name="w3",
+        description=f"{sizes.mixed} requests, prompts {low} to {high}, outputs {shortest} to {longest} "
+        f"tokens, at most {sizes.mixed_in_flight} at a time",
+        requests=[
+            draw.asked(draw.between(low, high), draw.between(shortest, longest)) for _ in range(sizes.mixed)
+        ],
+        in_flight=sizes.mixed_in_flight,
+        warmup=warmup,
+    )
+
+
+def _sharing(draw: "_Draw", sizes: Lengths, warmup: list[Asked]) -> Iterator[Workload]:
+    prefix = draw.ids(sizes.shared_len)
+    one, *requests = (
+        draw.asked(sizes.input_len, sizes.shared_output_len, prefix) for _ in range(sizes.at_once + 1)
+    )
     alike = (
         f"{sizes.at_once} requests of {sizes.input_len}+{sizes.shared_output_len} tokens at once, the first "
         f"{sizes.shared_len} of each the same"
     )
-
-    def sharing_them(name: str, how: str, cache: bool, earlier: Sequence[Asked]) -> Workload:
-        return Workload(
-            name=name,
-            description=f"{alike}: {how}",
-            requests=sharing,
+    for how, description, cache, earlier in (
+        ("warm", "one such request has been served before", True, [one]),
+        ("cold", "the prefix cache is empty", True, []),
+        ("off", "without a prefix cache", False, []),
+    ):
+        yield Workload(
+            name=f"w4-{how}",
+            description=f"{alike}: {description}",
+            requests=requests,
             in_flight=sizes.at_once,
             prefix_cache=cache,
             shared_len=sizes.shared_len,
-            earlier=list(earlier),
+            earlier=earlier,
             warmup=warmup,
         )
 
-    made = [
-        Workload(
-            name="w1",
-            description=f"{sizes.at_once} requests of {tokens} tokens at once",
-            requests=at_once,
-            in_flight=sizes.at_once,
-            warmup=warmup,
-        ),
-        Workload(
-            name="w2",
-            description=f"one request of {tokens} tokens",
-            requests=at_once[:1],
-            in_flight=1,
-            warmup=warmup[:1],
-        ),
-        Workload(
-            name="w3",
-            description=f"{sizes.mixed} requests, prompts {low} to {high}, outputs {shortest} to {longest} "
-            f"tokens, at most {sizes.mixed_in_flight} at a time",
-            requests=mixed,
-            in_flight=sizes.mixed_in_flight,
-            warmup=warmup,
-        ),
-        sharing_them("w4-warm", "one such request has been served before", True, [one]),
-        sharing_them("w4-cold", "the prefix cache is empty", True, []),
-        sharing_them("w4-off", "without a prefix cache", False, []),
-    ]
-    return {workload.name: workload for workload in made}
+
+def _levels(draw: "_Draw", sizes: Lengths, warmup: list[Asked]) -> Iterator[Workload]:
+    prompts = [draw.ids(sizes.input_len) for _ in range(max(LEVELS))]
+    for level in LEVELS:
+        for kind, output_len in (("prefill", 1), ("decode", sizes.level_output_len)):
+            yield Workload(
+                name=f"{kind}-{level}",
+                description=f"{level} of {sizes.input_len}+{output_len} tokens at once",
+                requests=[Asked(prompt, output_len) for prompt in prompts[:level]],
+                in_flight=level,
+                warmup=warmup[:level],
+            )
 
 
 class _Draw:

@@ -8,7 +8,6 @@ from it is what the server costs.
 import argparse
 import sys
 from collections.abc import Sequence
-from time import sleep
 
 from fastapi import FastAPI
 
@@ -19,51 +18,13 @@ from ...api.server.logs import configure_logging
 from ...api.server.metrics import ServerMetrics
 from ...api.server.service import ModelService
 from ...api.server.serving import Prepare, run_server
-from ...backends.fake import FakeBackend, FakeWorker
-from ...backends.worker import ModelInfo, Progress, WorkerConfig, WorkerSpec
 from ...engine import AsyncEngine, ModelConfig
 from ...errors import InvalidArgument
-from ...scheduler import Batch, StepResult, Wants
-from ..overhead import sample_text
+from ..replay import ReplayBackend, sample_text
 from .tokenizers import load_tokenizer
 
 NAME = "replay"
 _BLOCK_SIZE = 16
-
-
-class PacedWorker(FakeWorker):
-    """Sleeps in each step as a model on another device would, and answers with a text's tokens."""
-
-    def __init__(self, spec: WorkerSpec, text: Sequence[int], step_seconds: float) -> None:
-        super().__init__(spec)
-        self._text = text
-        self._step_seconds = step_seconds
-
-    def execute(self, batch: Batch) -> StepResult:
-        """Each chunk gets the token of the text that belongs to its position."""
-        if self._step_seconds:
-            sleep(self._step_seconds)
-        text, length = self._text, len(self._text)
-        return StepResult(
-            [
-                text[(chunk.start + len(chunk.tokens)) % length] if chunk.wants is Wants.TOKEN else None
-                for chunk in batch.chunks
-            ]
-        )
-
-
-class PacedBackend(FakeBackend):
-    """The fake backend with such a worker, and the bundled model's tokenizer and text."""
-
-    def __init__(self, step_seconds: float) -> None:
-        known = load_tokenizer("pyhelp")
-        self._text = sample_text(known.tokenizer)
-        self._step_seconds = step_seconds
-        super().__init__(vocab_size=known.vocab_size, max_length=1 << 20, tokenizer=known.tokenizer)
-
-    def load(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> PacedWorker:
-        """A worker with this configuration's numbers."""
-        return PacedWorker(super().load(info, config, progress).spec, self._text, self._step_seconds)
 
 
 def paced_model(
@@ -74,9 +35,16 @@ def paced_model(
     max_queued_requests: int | None = None,
 ) -> ModelConfig:
     """A model that takes `step_seconds` for each step, with blocks for `max_num_seqs` whole requests."""
+    known = load_tokenizer("pyhelp")
+    backend = ReplayBackend(
+        known.tokenizer,
+        sample_text(known.tokenizer),
+        vocab_size=known.vocab_size,
+        step_seconds=step_seconds,
+    )
     return ModelConfig(
         model=NAME,
-        backend=PacedBackend(step_seconds),
+        backend=backend,
         max_length=max_length,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max(2048, 2 * max_num_seqs),

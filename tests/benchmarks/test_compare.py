@@ -10,10 +10,11 @@ import pytest
 from millstream.benchmarks.compare import environments
 from millstream.benchmarks.compare.__main__ import main, measure_workload
 from millstream.benchmarks.compare.environments import MODELS, ConvertedModel, Layout, convert
-from millstream.benchmarks.compare.measuring import Measurer, uses_prefix_cache
-from millstream.benchmarks.compare.peers import PEERS, Peer
+from millstream.benchmarks.compare.measuring import Measurer, uses_prefix_cache, with_best_settings
+from millstream.benchmarks.compare.peers import PEERS, Peer, counterparts
+from millstream.benchmarks.compare.results import steady_rate
 from millstream.benchmarks.compare.runners.protocol import Answer, Outcome
-from millstream.benchmarks.compare.table import table_lines
+from millstream.benchmarks.compare.table import level_lines, table_lines
 from millstream.benchmarks.compare.workloads import Lengths, Workload, make_workloads
 from millstream.errors import InvalidArgument, MillstreamError
 
@@ -37,7 +38,11 @@ def workload(name: str = "w1") -> Workload:
 
 
 def served(given: Workload, seconds: float, token: int = 7) -> Outcome:
-    answers = [Answer(0.0, seconds / 4, seconds, [token] * asked.output_len) for asked in given.requests]
+    answers = []
+    for asked in given.requests:
+        steps = max(asked.output_len - 1, 1)
+        moments = [seconds * (1 + 3 * step / steps) / 4 for step in range(asked.output_len)]
+        answers.append(Answer(0.0, moments, [token] * asked.output_len))
     return Outcome(wall_seconds=seconds, peak_rss_bytes=int(seconds * 1e8), answers=answers)
 
 
@@ -110,6 +115,63 @@ def test_a_slow_peer_is_given_less_and_its_row_says_so() -> None:
     assert theirs.same_first_tokens == 1.0
     lines = table_lines(result)
     assert "1 of 3" in lines[3] and " of " not in lines[2] and "3.00x" in lines[3]
+
+
+def test_a_row_is_compared_on_the_same_file_or_else_with_the_same_precision() -> None:
+    ours = counterparts(PEERS)
+    assert ours["llamacpp-q4_0"] == "millstream-gguf-q4_0"
+    assert ours["openvino-int8"] == "millstream-int8"
+    assert ours["transformers-static"] == "millstream-bf16"
+    assert ours.keys() == {peer.name for peer in PEERS if not peer.is_ours}
+    assert counterparts([BY_NAME["millstream-int4"], BY_NAME["llamacpp-q4_0"]]) == {
+        "llamacpp-q4_0": "millstream-int4"
+    }
+    assert counterparts([BY_NAME["millstream-gguf-q8_0"], BY_NAME["llamacpp-bf16"]]) == {}
+
+
+def test_a_peer_is_measured_with_the_best_of_its_settings() -> None:
+    bare = BY_NAME["llamacpp-bf16"]
+    best = bare.alternatives[0]
+    given = make_workloads(1000, replace(LENGTHS, at_once=20))["w1"]
+    tried: list[int] = []
+
+    def measure(peer: Peer, few: Workload) -> Outcome:
+        tried.append(len(few.requests))
+        return served(few, 1.0 if peer.settings == best else 2.0)
+
+    result = measure_workload(given, [bare], {}, 2, measure)
+    assert tried == [8, 8, 8, 20, 20]
+    assert result.rows[0].settings == best
+    failing = with_best_settings(bare, given, lambda peer, few: Outcome(failure="no such file"))
+    assert failing.settings == bare.settings
+
+
+def test_the_steady_rate_counts_each_request_by_its_own_steps() -> None:
+    # Two requests, one of them read a little later in each step; the first one began two steps earlier.
+    first = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    second = [2.1, 3.1, 4.1, 5.1, 6.1]
+    assert steady_rate([first, second]) == pytest.approx(2.0)
+    assert steady_rate([[0.0, 1.0], [2.0, 3.0]]) is None
+    assert steady_rate([[1.0], [1.0]]) is None
+
+
+def test_levels_are_shown_side_by_side() -> None:
+    workloads = make_workloads(1000, LENGTHS)
+    peers = [BY_NAME[name] for name in ("millstream-gguf-q8_0", "llamacpp-q8_0")]
+
+    def measure(peer: Peer, given: Workload) -> Outcome:
+        return served(given, 2.0 if peer.is_ours else 1.0)
+
+    results = [measure_workload(workloads[name], peers, {}, 1, measure) for name in ("prefill-8", "decode-8")]
+    *_, line = level_lines(results)
+    # The prompts' outputs come at a quarter of the time; 31 outputs in its other three quarters.
+    prefill, decode = 8 * 24 / 0.25, 8 * 31 / 0.75
+    assert line.split() == [
+        *["8", "llama.cpp", "Q8_0,", "bare", "loop", "int8"],
+        *[f"{prefill:.1f}", f"{prefill / 2:.1f}", "0.500", f"{decode:.1f}", f"{decode / 2:.1f}", "0.500"],
+    ]
+    assert level_lines(results[:1])[-1].endswith("0.500" + " " * 27)
+    assert level_lines([measure_workload(workloads["w1"], peers, {}, 1, measure)]) == []
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -189,7 +251,7 @@ def test_millstream_llamacpp_and_transformers_serve_the_same(
     pytest.importorskip("llama_cpp")
     given = workload(name)
     lengths = [asked.output_len for asked in given.requests]
-    peers = ["millstream-bf16", "llamacpp-bf16", "transformers-continuous"]
+    peers = ["millstream-bf16", "millstream-gguf-bf16", "llamacpp-bf16", "transformers-continuous"]
     outputs = {peer: served_by(measure, peer, given) for peer in peers}
     for peer in peers:
         assert [len(token_ids) for token_ids in outputs[peer]] == lengths
@@ -230,6 +292,19 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert report["environment"]["cpu"]
     printed = capsys.readouterr().out
     assert "w2: one request of 512+128 tokens" in printed and "no environment openvino" in printed
+
+
+def test_an_engine_beside_its_kernels_without_any_other_peer(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llama_cpp")
+    peers = ["--peers", "millstream-gguf-q8_0", "llamacpp-q8_0"]
+    flags = ["--shape", "tiny", "--workloads", "prefill-1", "decode-1", "--runs", "1", "--threads", "1"]
+    assert main([str(folder), *flags, *peers]) == 0
+    printed = capsys.readouterr()
+    last = printed.out.splitlines()[-1].split()
+    assert last[0] == "1" and all(float(cell) > 0 for cell in last[-6:])
+    assert "decode-1, run 1 of 1, millstream-gguf-q8_0" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from millstream.benchmarks.compare.runners.protocol import (
 )
 
 RUNNERS = Path(protocol.__file__).parent
-OF_MILLSTREAM = {"millstream_engine.py", "llamacpp.py"}
+OF_MILLSTREAM = {"millstream_engine.py", "llamacpp.py", "bare_loop.py"}
 
 
 def make_job(count: int = 4, in_flight: int = 2) -> Job:
@@ -60,7 +60,7 @@ class EchoServer:
 
 def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
     job = make_job()
-    outcome = Outcome(wall_seconds=1.5, answers=[Answer(0.0, 0.5, 1.5, [7, 8])], versions={"a": "1"})
+    outcome = Outcome(wall_seconds=1.5, answers=[Answer(0.0, [0.5, 1.5], [7, 8])], versions={"a": "1"})
     write(tmp_path / "job", job)
     write(tmp_path / "outcome", outcome)
     assert read_job(tmp_path / "job") == job

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from millstream.benchmarks.compare.workloads import WORKLOADS, Lengths, make_workloads
+from millstream.benchmarks.compare.workloads import LEVEL_WORKLOADS, WORKLOADS, Lengths, make_workloads
 from millstream.errors import InvalidArgument
 
 VOCAB_SIZE = 151936
@@ -25,14 +25,14 @@ SMALL = Lengths(
 
 def test_the_published_workloads_never_change() -> None:
     workloads = make_workloads(VOCAB_SIZE)
-    asked = [[asdict(request) for request in workload.requests] for workload in workloads.values()]
+    asked = [[asdict(request) for request in workloads[name].requests] for name in WORKLOADS]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     assert digest == "56d0c1953cd839f167d594adf4a59db05b41a331719440ddb5f766e5b14a1944"
 
 
 def test_lengths_are_those_of_the_descriptions() -> None:
     workloads = make_workloads(VOCAB_SIZE)
-    assert tuple(workloads) == WORKLOADS
+    assert tuple(workloads) == (*WORKLOADS, *LEVEL_WORKLOADS)
     w1, w2, w3, w4 = (workloads[name] for name in ("w1", "w2", "w3", "w4-warm"))
     assert {(len(one.token_ids), one.output_len) for one in w1.requests} == {(512, 128)}
     assert (len(w1.requests), w1.in_flight, w1.max_length) == (64, 64, 640)
@@ -43,6 +43,17 @@ def test_lengths_are_those_of_the_descriptions() -> None:
     assert {(len(one.token_ids), one.output_len) for one in w4.requests} == {(512, 32)}
     ids = {token for workload in workloads.values() for one in workload.requests for token in one.token_ids}
     assert min(ids) >= 16 and max(ids) < VOCAB_SIZE
+
+
+@pytest.mark.parametrize("level", [1, 8, 32, 64])
+def test_a_level_asks_for_its_prompts_alone_and_for_outputs_after_them(level: int) -> None:
+    workloads = make_workloads(VOCAB_SIZE)
+    prefill, decode = workloads[f"prefill-{level}"], workloads[f"decode-{level}"]
+    assert (len(prefill.requests), prefill.in_flight, decode.in_flight) == (level, level, level)
+    assert {(len(one.token_ids), one.output_len) for one in prefill.requests} == {(512, 1)}
+    assert {(len(one.token_ids), one.output_len) for one in decode.requests} == {(512, 32)}
+    assert [one.token_ids for one in prefill.requests] == [one.token_ids for one in decode.requests]
+    assert len(prefill.warmup) <= level and prefill.prefix_cache is decode.prefix_cache is None
 
 
 def test_prompts_that_share_their_beginning_share_no_more() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from millstream.benchmarks.overhead import Mark, Setting, main, measure, steady_part
+from millstream.benchmarks.overhead import Setting, main, measure, steady_part
+from millstream.benchmarks.replay import Mark
 from millstream.errors import MillstreamError
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bare_llamacpp import BareLoop, BareSetting, Ints
+from ....backends.llamacpp.batch_arrays import Ints
+from .bare_loop import BareLoop, BareSetting
 from .protocol import Job, Load, Server, run
 
 PACKAGES = ("llama-cpp-python", "numpy")

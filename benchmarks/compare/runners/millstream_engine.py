@@ -12,7 +12,7 @@ from ....errors import MillstreamError
 from ....scheduler import SamplingParams
 from .protocol import Job, Load, Server, run
 
-PACKAGES = ("millstream", "torch", "numpy")
+PACKAGES = ("millstream", "torch", "llama-cpp-python", "numpy")
 _MODEL = "measured"
 _BLOCK_SIZE = 16
 

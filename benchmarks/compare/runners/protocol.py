@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
@@ -57,9 +57,19 @@ class Answer:
     """One request's output and the moments of its life."""
 
     handed_over: float
-    first: float
-    last: float
+    moments: list[float]
+    """When each token came; those that came together have the same."""
     token_ids: list[int]
+
+    @property
+    def first(self) -> float:
+        """When the first token came."""
+        return self.moments[0]
+
+    @property
+    def last(self) -> float:
+        """When the last token came."""
+        return self.moments[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +146,7 @@ class Load:
         if token_ids:
             got, wanted = self._token_ids[number], self.requests[number].output_len
             got.extend(int(token_id) for token_id in token_ids)
-            self._moments[number].append(self._now())
+            self._moments[number] += [self._now()] * len(token_ids)
             if len(got) > wanted:
                 raise ValueError(f"request {number} got {len(got)} tokens instead of {wanted}")
             if len(got) == wanted:
@@ -155,7 +165,7 @@ class Load:
             if len(got) != asked.output_len:
                 raise ValueError(f"request {number} got {len(got)} tokens instead of {asked.output_len}")
         return [
-            Answer(handed_over, moments[0], moments[-1], token_ids)
+            Answer(handed_over, moments, token_ids)
             for handed_over, moments, token_ids in zip(
                 self._handed_over, self._moments, self._token_ids, strict=True
             )
@@ -219,9 +229,20 @@ def serve_job(job: Job, load_server: Callable[[Job], Server], packages: Sequence
         wall_seconds=max(answer.last for answer in answers),
         peak_rss_bytes=peak_rss,
         answers=answers,
-        versions={package: version(package) for package in packages},
+        versions=_versions(packages),
         settings=job.settings,
     )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed: an engine may need different ones for different models."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _serve(server: Server, requests: Sequence[Asked], in_flight: int) -> Load:
