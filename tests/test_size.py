@@ -22,13 +22,11 @@ LONG_FILES = {
     "api/server/metrics/table.py": "one entry per metric, read as a table",
     "api/server/static/style.css": "the page has one sheet",
     "backends/native/csrc/sampling.cpp": "its passes share one template, which the compiler inlines",
-    "benchmarks/llamacpp_raw.py": "a program of its own beside the comparison, which is to take it over",
     "scheduler/scheduler.py": "admission, quarantine and planning share one queue",
 }
 """Files of more than MAX_LINES lines, each with its reason."""
 
 LONG_FUNCTIONS = {
-    "benchmarks/compare/workloads.py::make_workloads": "a table of workloads, written as calls",
     "engine/model.py::InstalledModel.start": "every part made is undone where a later one fails",
     "scheduler/request.py::Request.__init__": "each field is stored once",
 }
