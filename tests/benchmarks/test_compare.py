@@ -164,8 +164,8 @@ def test_levels_are_shown_side_by_side() -> None:
 
     results = [measure_workload(workloads[name], peers, {}, 1, measure) for name in ("prefill-8", "decode-8")]
     *_, line = level_lines(results)
-    # The prompts' outputs come at a quarter of the time; 31 outputs in its other three quarters.
-    prefill, decode = 8 * 24 / 0.25, 8 * 31 / 0.75
+    # Outputs begin at a quarter of the time.
+    prefill, decode = 8 * 24 / 1.0, 8 * 31 / 0.75
     assert line.split() == [
         *["8", "llama.cpp", "Q8_0,", "bare", "loop", "int8"],
         *[f"{prefill:.1f}", f"{prefill / 2:.1f}", "0.500", f"{decode:.1f}", f"{decode / 2:.1f}", "0.500"],
