@@ -171,6 +171,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One of QUANTIZATIONS."""
     kv_cache_dtype: str = "auto"
     """One of KV_CACHE_DTYPES."""
+    cache_grows: bool = False
+    """The cache may begin smaller than `num_blocks` and be moved into a larger one when it is full, for which
+    there is room; else it is made whole."""
 
 
 def require_plain_cache(config: WorkerConfig, reason: str) -> None:

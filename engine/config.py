@@ -35,6 +35,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest request in tokens, prompt and output together."""
     block_size: int = 16
     num_blocks: int | None = None
+    """Blocks of the cache. By default what requests can use, on a CPU at most half of the memory that is
+    left, and resident only as it is used; a number is taken as it is, and llama.cpp touches all at once."""
     memory_fraction: float = 0.9
     """Share of the process's (or the device's) memory limit that all models together may take."""
     enable_prefix_cache: bool = True

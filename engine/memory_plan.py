@@ -2,8 +2,10 @@
 
 import msgspec
 
+from ..backends.machine.hardware import MemoryLimit
 from ..backends.worker import MemoryNeeds
 from ..errors import InsufficientMemory
+from .config import ModelConfig
 
 _GIB = 1 << 30
 
@@ -24,6 +26,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int
     max_length: int
+    cache_grows: bool
+    """There is room to make the cache small and move it into a larger one as it fills."""
 
     @property
     def total(self) -> int:
@@ -47,61 +51,58 @@ def gib(count: int) -> str:
 
 
 def plan_memory(
-    name: str,
-    needs: MemoryNeeds,
-    *,
-    limit_bytes: int,
-    used_bytes: int,
-    source: str,
-    memory_fraction: float,
-    block_size: int,
-    num_blocks: int | None,
-    max_length: int,
-    max_length_is_auto: bool,
-    max_num_seqs: int,
+    name: str, needs: MemoryNeeds, limit: MemoryLimit, config: ModelConfig, longest: int
 ) -> MemoryPlan:
     """Choose the number of blocks, and the length of requests where that is left open.
 
-    By default the pool holds every sequence at full length, or as much of that as fits. It holds at least
-    one sequence of `max_length` tokens; where that does not fit and the length was not asked for, the
-    length shrinks to what fits.
+    By default the pool holds what requests can use, which is every sequence at full length; where others
+    use the memory, too, at most `POOL_SHARE` of what is left of it. It holds one sequence of full length in
+    any case; where that does not fit and the length was not asked for, the length shrinks to what fits.
+
+    Args:
+        longest: tokens of the longest request that the model was made for.
 
     Raises:
         InsufficientMemory: with the numbers and the settings that would make it fit.
     """
-
-    def plan(blocks: int) -> MemoryPlan:
-        return MemoryPlan(
-            limit_bytes=limit_bytes,
-            used_bytes=used_bytes,
-            source=source,
-            memory_fraction=memory_fraction,
-            weights=needs.weights,
-            activations=needs.activations,
-            kv_per_block=needs.kv_per_block,
-            block_size=block_size,
-            num_blocks=blocks,
-            max_length=max_length,
-        )
-
-    available = int(limit_bytes * memory_fraction) - used_bytes - needs.weights - needs.activations
-    fitting = max(available, 0) // needs.kv_per_block
+    block_size = config.block_size
+    max_length = config.max_length or longest
+    available = int(limit.limit_bytes * config.memory_fraction) - limit.used_bytes
+    left = max(available - needs.weights - needs.activations, 0)
+    fitting = left // needs.kv_per_block
     one_sequence = -(-max_length // block_size)
-    wanted = num_blocks if num_blocks is not None else one_sequence * max_num_seqs
-    if num_blocks is None:
-        chosen = min(wanted, fitting)
+    if config.num_blocks is None:
+        share = int(fitting * POOL_SHARE) if limit.shared else fitting
+        chosen = min(one_sequence * config.max_num_seqs, max(share, min(one_sequence, fitting)))
+        if config.max_length is None and chosen < one_sequence:
+            one_sequence = max(chosen, min(one_sequence, -(-_SHORTEST_AUTO_LENGTH // block_size)))
+            max_length = min(max_length, one_sequence * block_size)
     else:
-        chosen = num_blocks
-        one_sequence = min(one_sequence, num_blocks)
-        max_length = min(max_length, num_blocks * block_size) if max_length_is_auto else max_length
-    if max_length_is_auto and num_blocks is None and chosen < one_sequence:
-        one_sequence = max(chosen, min(one_sequence, -(-_SHORTEST_AUTO_LENGTH // block_size)))
-        max_length = min(max_length, one_sequence * block_size)
-    if chosen < one_sequence or chosen > fitting:
-        raise InsufficientMemory(_advice(name, plan(max(chosen, one_sequence)), fitting))
-    return plan(chosen)
+        chosen = config.num_blocks
+        one_sequence = min(one_sequence, chosen)
+        max_length = min(max_length, chosen * block_size) if config.max_length is None else max_length
+    plan = MemoryPlan(
+        limit_bytes=limit.limit_bytes,
+        used_bytes=limit.used_bytes,
+        source=limit.source,
+        memory_fraction=config.memory_fraction,
+        weights=needs.weights,
+        activations=needs.activations,
+        kv_per_block=needs.kv_per_block,
+        block_size=block_size,
+        num_blocks=max(chosen, one_sequence),
+        max_length=max_length,
+        cache_grows=limit.shared and config.num_blocks is None and chosen <= fitting * POOL_SHARE,
+    )
+    if not one_sequence <= chosen <= fitting:
+        raise InsufficientMemory(_advice(name, plan, fitting))
+    return plan
 
 
+POOL_SHARE = 0.5
+"""Most of the memory left that a pool nobody gave a size takes, where others use that memory, too.
+
+A cache that is made anew twice as large, and moved, needs as much again for that moment."""
 _SHORTEST_AUTO_LENGTH = 512
 """Tokens below which a length nobody asked for is refused instead of shrunk to."""
 

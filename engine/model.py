@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import msgspec
+
 from ..backends.worker import Backend, ModelInfo, Progress, Tokenizer, Worker, WorkerConfig
 from ..errors import InvalidArgument, ModelFormatError, ModelStateError
 from ..kvcache import KVCache
@@ -222,24 +224,14 @@ class InstalledModel:
 
     def _make_plan(self) -> MemoryPlan:
         config, info = self.config, self.info
-        max_length = config.max_length or info.max_length
+        needs = self._backend.memory_needs(info, self._worker_config(config.max_length or info.max_length, 0))
         limit = self._backend.memory_limit(self._device)
-        return plan_memory(
-            info.name,
-            self._backend.memory_needs(info, self._worker_config(max_length, 0)),
-            limit_bytes=limit.limit_bytes,
-            # A pool counts as used only once it has been written to; its plan counts from the start.
-            used_bytes=max(limit.used_bytes, self._neighbours(self._device)),
-            source=limit.source,
-            memory_fraction=config.memory_fraction,
-            block_size=config.block_size,
-            num_blocks=config.num_blocks,
-            max_length=max_length,
-            max_length_is_auto=config.max_length is None,
-            max_num_seqs=config.max_num_seqs,
-        )
+        # A pool counts as used only once it has been written to; its plan counts from the start.
+        used = max(limit.used_bytes, self._neighbours(self._device))
+        limit = msgspec.structs.replace(limit, used_bytes=used)
+        return plan_memory(info.name, needs, limit, config, info.max_length)
 
-    def _worker_config(self, max_length: int, num_blocks: int) -> WorkerConfig:
+    def _worker_config(self, max_length: int, num_blocks: int, cache_grows: bool = False) -> WorkerConfig:
         return WorkerConfig(
             device=self._device,
             dtype=self._dtype,
@@ -251,10 +243,12 @@ class InstalledModel:
             threads=self._threads,
             quantization=self.config.quantization,
             kv_cache_dtype=self.config.kv_cache_dtype,
+            cache_grows=cache_grows,
         )
 
     def _load(self, progress: Progress) -> Worker:
-        config = self._worker_config(self.plan.max_length, self.plan.num_blocks)
+        plan = self.plan
+        config = self._worker_config(plan.max_length, plan.num_blocks, plan.cache_grows)
         worker = self._backend.load(self.info, config, progress)
         if self.config.warmup:
             try:

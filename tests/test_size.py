@@ -35,7 +35,6 @@ LONG_FUNCTIONS = {
 MANY_PARAMETERS = {
     "backends/fake.py::FakeBackend.__init__": "each parameter is one field of the model that it plays",
     "engine/intake.py::Intake._request": "hands on what a request asks for, field by field",
-    "engine/memory_plan.py::plan_memory": "one parameter for each need and limit that it weighs",
     "scheduler/request.py::Request.__init__": "one parameter for each thing a request asks for",
 }
 """Functions with more than MAX_PARAMETERS parameters, as path::name, each with its reason."""

@@ -105,7 +105,8 @@ def describe_plan(plan: MemoryPlan, max_num_seqs: int) -> Iterator[str]:
     yield _line("", f"{gib(plan.used_bytes)} are in use by other things now")
     yield _line("", f"{gib(plan.weights)} for the weights")
     yield _line("", f"{gib(plan.activations)} for the numbers of one step")
-    yield _line("", f"{gib(plan.num_blocks * plan.kv_per_block)} for the KV cache: {tokens:,} tokens")
+    grows = ", taken as they are used" if plan.cache_grows else ""
+    yield _line("", f"{gib(plan.num_blocks * plan.kv_per_block)} for the KV cache: {tokens:,} tokens{grows}")
     yield _line(
         "requests",
         f"up to {plan.max_length:,} tokens each, prompt and output; up to {max_num_seqs} at the same time, "

@@ -1,68 +1,34 @@
 """LlamaContext: one model and its memory inside llama.cpp."""
 
 import ctypes
+import logging
 import os
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InsufficientMemory, ModelFormatError, NotSupported
+from ...errors import InsufficientMemory, ModelFormatError, NotSupported, WorkerError
 from ..gguf.model_file import GGUFModel
 from ..machine.hardware import cpu_features
 from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
 from .batch_arrays import BatchArrays
+from .layout import MAX_CELLS, MIN_OUTPUT_ROWS, Layout, choose_layout, layouts_up_to
 from .library import error_lines, load_library
-from .memory import MAX_UBATCH, MIN_OUTPUT_ROWS
+from .memory import MAX_UBATCH, cache_cost
 from .sequence_map import Cells
 
 Rows = NDArray[np.float32]
-
-_PADDING = 256
-"""llama.cpp gives every stream a multiple of so many cells."""
-_MAX_CELLS = (1 << 31) - _PADDING
-"""Positions and cells are 32-bit numbers in llama.cpp."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How llama.cpp's sequences (lanes) share its memory; see `choose_layout`."""
-
-    streams: bool
-    lanes: int
-    cells: int
-    """In all lanes together."""
-
-
-def choose_layout(config: WorkerConfig, max_lanes: int, is_causal: bool = True) -> Layout:
-    """A stream for each sequence where the pool has room for all at full length, else one memory for all.
-
-    In one memory every query walks over the cells of every sequence, while a stream costs its sequence
-    nothing but its own: with 32 sequences of 512 tokens of a 0.5B model on two cores, streams give 1.4 times
-    as many outputs per second. But only one memory lets sequences share cells, and so fit a smaller pool.
-    There the lanes beyond `max_num_seqs` keep the prefixes of ended sequences; streams keep them without.
-
-    Streams cut sequences of unequal lengths into micro-batches. Where the model is not causal, tokens see
-    those that come after them, and must be in one micro-batch with these.
-    """
-    seats = min(config.max_num_seqs, max_lanes)
-    if not is_causal:
-        cells = max(config.num_blocks * config.block_size, config.max_num_batched_tokens)
-        return Layout(False, seats, _padded(cells))
-    blocks = -(-config.max_length // config.block_size)
-    if config.num_blocks >= seats * blocks:
-        return Layout(True, seats, seats * _padded(config.max_length))
-    lanes = min(max_lanes, max(seats, MIN_OUTPUT_ROWS))
-    return Layout(False, lanes, _padded(config.num_blocks * config.block_size))
+_log = logging.getLogger("millstream.llamacpp")
 
 
 class Context(Cells, Protocol):
     """What a worker needs of a LlamaContext."""
 
     layout: Layout
+    """What `grow` leads to."""
     lane_size: int
-    """Most positions that one lane may hold."""
+    """Most positions that one lane may hold now."""
     max_tokens: int
     """Most tokens of one `decode`."""
     max_rows: int
@@ -79,6 +45,9 @@ class Context(Cells, Protocol):
 
         The rows are logits or, with `states`, hidden states.
         """
+
+    def grow(self) -> bool:
+        """Make more cells, and keep all content; False where there are as many as there may be."""
 
     def rows(self) -> Rows:
         """The rows that were wanted of the last `decode`, [rows, width]; they hold until the next one."""
@@ -116,9 +85,13 @@ class LlamaContext:
         """
         self._api = load_library()
         self.always_states = not file.is_causal
-        self.layout = choose_layout(config, self._api.llama_max_parallel_sequences(), file.is_causal)
+        self._file, self._info, self._config = file, info, config
+        cost = cache_cost(file)
+        self.layout = choose_layout(config, self._api.llama_max_parallel_sequences(), file.is_causal, cost)
+        first, *self._larger = layouts_up_to(self.layout, config, cost)
         self._adapters: dict[str, tuple[Any, float]] = {}
         self._adapter: str | None = None
+        self._states = self.always_states
         self._context: Any = None
         self._model = self._load(info, config, progress)
         try:
@@ -129,23 +102,19 @@ class LlamaContext:
                 )
             self._vocab_size = vocab_size
             self.embedding_size: int = self._api.llama_model_n_embd_out(self._model)
-            self._context = self._make_context(file, info, config)
-            self._memory = self._api.llama_get_memory(self._context)
+            self._use(self._make_context(first), first)
             if self._memory is None and file.is_causal:
                 raise NotSupported(
                     f"llama.cpp keeps no cache for the architecture {info.architecture}, and so writes no "
                     "texts with it"
                 )
-            streams = self.layout.streams
-            self.lane_size: int = self.layout.cells // self.layout.lanes if streams else self.layout.cells
             self.max_tokens: int = self._api.llama_n_batch(self._context)
             rows = max(self.layout.lanes, MIN_OUTPUT_ROWS)
             self.max_rows = self.max_tokens if self.always_states else rows
-            self._states = self.always_states
             self._arrays = BatchArrays(self._api, self.max_tokens)
             # A window that slides lets other sequences take cells which a prefix would need again.
             slides = self._api.llama_model_n_swa(self._model) > 0
-            self.can_cut = file.is_causal and self._loses_parts() and (streams or not slides)
+            self.can_cut = file.is_causal and self._loses_parts() and (self.layout.streams or not slides)
         except BaseException:
             self.close()
             raise
@@ -163,6 +132,30 @@ class LlamaContext:
         self._wanted, self._count = wanted, len(tokens)
         given = list(range(len(tokens))) if states else wanted
         return int(self._api.llama_decode(self._context, self._arrays.fill(tokens, positions, lanes, given)))
+
+    def grow(self) -> bool:
+        """See `Context`. For this moment there are both memories, and the content once more."""
+        if not self._larger:
+            return False
+        api, (layout, *rest) = self._api, self._larger
+        state: NDArray[np.uint8] = np.empty(api.llama_state_get_size(self._context), np.uint8)
+        content = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        api.llama_state_get_data(self._context, content, state.size)
+        try:
+            larger = self._make_context(layout)
+        except InsufficientMemory as error:
+            _log.warning("the cache stays as it is: %s", error)
+            self._larger = []
+            return False
+        if api.llama_state_set_data(larger, content, state.size) != state.size:
+            api.llama_free(larger)
+            raise WorkerError(f"llama.cpp could not move a cache of {state.size} bytes into a larger one")
+        api.llama_free(self._context)
+        adapter = self._adapter
+        self._use(larger, layout)
+        self.use_adapter(adapter)
+        self._larger = rest
+        return True
 
     def rows(self) -> Rows:
         """See `Context`."""
@@ -249,8 +242,16 @@ class LlamaContext:
             raise ModelFormatError(f"{info.path} cannot be loaded by llama.cpp: {_reason(lines)}")
         return model
 
-    def _make_context(self, file: GGUFModel, info: ModelInfo, config: WorkerConfig) -> Any:
-        layout = self.layout
+    def _use(self, context: Any, layout: Layout) -> None:
+        """Compute with this new context from now on."""
+        self._context = context
+        self._memory = self._api.llama_get_memory(context)
+        self.lane_size = layout.lane_size
+        self._adapter = None
+        self._states = self.always_states
+
+    def _make_context(self, layout: Layout) -> Any:
+        file, info, config = self._file, self._info, self._config
         rows = max(layout.lanes, MIN_OUTPUT_ROWS)
         tokens = max(2, config.max_num_batched_tokens)
         parameters = self._api.llama_context_default_params()
@@ -272,8 +273,8 @@ class LlamaContext:
         parameters.swa_full = True  # a smaller cache for windows forgets what prefixes need
         parameters.offload_kqv = parameters.op_offload = config.device != "cpu"
         parameters.no_perf = True
-        context, lines = None, [f"it counts at most {_MAX_CELLS} tokens"]
-        if layout.cells <= _MAX_CELLS:
+        context, lines = None, [f"it counts at most {MAX_CELLS} tokens"]
+        if layout.cells <= MAX_CELLS:
             with error_lines() as lines:
                 context = self._api.llama_init_from_model(self._model, parameters)
         if context is None:
@@ -292,10 +293,6 @@ class LlamaContext:
         can = bool(api.llama_memory_seq_rm(self._memory, 0, 1, -1))
         self.clear()
         return can
-
-
-def _padded(cells: int) -> int:
-    return -(-cells // _PADDING) * _PADDING
 
 
 def _reason(lines: list[str]) -> str:

@@ -5,11 +5,10 @@ from typing import Any
 from ..gguf.model_file import GGUFModel, Shape
 from ..machine.hardware import MemoryLimit
 from ..worker import MemoryNeeds, WorkerConfig
+from .layout import MIN_OUTPUT_ROWS, CacheCost
 
 MAX_UBATCH = 512
 """Most tokens that llama.cpp computes at once; a longer step is cut into such micro-batches."""
-MIN_OUTPUT_ROWS = 128
-"""Rows that there is room for even where fewer sequences run; prompts are scored in such micro-batches."""
 _FLOAT, _HALF = 4, 2
 
 
@@ -23,6 +22,15 @@ def memory_needs(model: GGUFModel, vocab_size: int, config: WorkerConfig) -> Mem
         + _row_bytes(model, vocab_size, config)
         + _state_bytes(shape, config.max_num_seqs),
         kv_per_block=max(1, shape.kv_per_token * _HALF * config.block_size) if model.has_cache else 1,
+    )
+
+
+def cache_cost(model: GGUFModel) -> CacheCost:
+    """What its cache costs, and whether it can grow: the states of recurrent layers stay where they are."""
+    return CacheCost(
+        bytes_per_cell=model.shape.kv_per_token * _HALF if model.has_cache else 0,
+        weights=model.tensor_bytes,
+        moves=model.shape.recurrent_state == 0,
     )
 
 
@@ -43,7 +51,7 @@ def gpu_memory(nvml: Any = None) -> MemoryLimit:
     finally:
         nvml.nvmlShutdown()
     total, used = sum(memory.total for memory in found), sum(memory.used for memory in found)
-    return MemoryLimit(total, used, f"{len(found)} GPU{'s' if len(found) > 1 else ''}")
+    return MemoryLimit(total, used, f"{len(found)} GPU{'s' if len(found) > 1 else ''}", shared=False)
 
 
 def _step_bytes(shape: Shape, config: WorkerConfig, causal: bool) -> int:

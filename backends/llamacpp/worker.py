@@ -135,8 +135,9 @@ class LlamaCppWorker:
             end = chunk.start + len(chunk.tokens)
             if chunk.start > len(known):
                 raise WorkerError(f"sequence {chunk.seq} reads position {len(known)}, which never came")
-            if end > context.lane_size:
-                raise WorkerError(f"sequence {chunk.seq} has {end} tokens; at most {context.lane_size} fit")
+            most = context.layout.lane_size
+            if end > most:
+                raise WorkerError(f"sequence {chunk.seq} has {end} tokens; at most {most} fit")
             known[chunk.start : end] = chunk.tokens
             held = self._map.align(chunk.seq, chunk.start)
             self._map.claim(chunk.seq, chunk.blocks, end)
@@ -159,6 +160,8 @@ class LlamaCppWorker:
         if not shares:
             return
         code = self._decode(shares, context)
+        while code == 1 and context.grow():
+            code = self._decode(shares, context)
         if code == 1:
             self._map.forget_idle()
             code = self._decode(shares, context)

@@ -46,6 +46,8 @@ class MemoryLimit(msgspec.Struct, frozen=True):
     """In use by everything that counts against the limit, without file cache the kernel can drop."""
     source: str
     """Where the limit comes from: "machine", or a cgroup."""
+    shared: bool = True
+    """Other programs live by the same memory; False for a device that is there for models alone."""
 
 
 class Gpu(msgspec.Struct, frozen=True):

@@ -138,7 +138,7 @@ class TorchBackend:
         if device == "cpu":
             return memory_limit()
         free, total = torch.cuda.mem_get_info(device)
-        return MemoryLimit(total, total - free, torch.cuda.get_device_name(device))
+        return MemoryLimit(total, total - free, torch.cuda.get_device_name(device), shared=False)
 
     def load(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> Worker:
         """See `Backend`. The number of threads holds for the whole process.

@@ -64,12 +64,13 @@ def test_plan_in_words() -> None:
         block_size=16,
         num_blocks=100,
         max_length=800,
+        cache_grows=True,
     )
     text = "\n".join(describe_plan(plan, max_num_seqs=64))
     for part in (
         "4.00 GiB in all; 5.00 GiB may be used",
         "2.00 GiB for the weights",
-        "1,600 tokens",
+        "1,600 tokens, taken as they are used",
         "2 of them",
     ):
         assert part in text

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from millstream.backends.llamacpp.context import Layout
+from millstream.backends.llamacpp.layout import Layout
 
 VOCAB = 32
 
@@ -32,6 +32,9 @@ class ScriptedContext:
         """Adapters in the order in which they came into use."""
         self.closed = 0
         self._read = []
+
+    def grow(self):
+        return False
 
     def decode(self, tokens, positions, lanes, wanted, states):
         self.calls.append((tokens, positions, lanes, wanted))

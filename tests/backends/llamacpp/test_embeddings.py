@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from millstream.backends.answers import Sampler
 from millstream.backends.export.checkpoint import export_gguf
 from millstream.backends.llamacpp.backend import LlamaCppBackend
-from millstream.backends.llamacpp.context import choose_layout
+from millstream.backends.llamacpp.layout import choose_layout
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import Adapter, EmbeddingSpec, WorkerConfig, WorkerSpec

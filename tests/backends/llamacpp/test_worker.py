@@ -11,7 +11,6 @@ import pytest
 from millstream.backends.answers import Sampler
 from millstream.backends.bundled import BUNDLED_MODELS
 from millstream.backends.gguf.model_file import read_model
-from millstream.backends.llamacpp.context import Layout, choose_layout
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
@@ -231,19 +230,14 @@ def config(**changes):
     return WorkerConfig(**{**values, **changes})
 
 
-@pytest.mark.parametrize(
-    ("changes", "layout"),
-    [
-        ({}, Layout(True, 8, 8 * 256)),
-        ({"num_blocks": 127}, Layout(False, 128, 2048)),
-        ({"num_blocks": 4000}, Layout(True, 8, 8 * 256)),
-        ({"max_length": 300, "num_blocks": 8 * 19}, Layout(True, 8, 8 * 512)),
-        ({"max_num_seqs": 300, "num_blocks": 256 * 16}, Layout(True, 256, 256 * 256)),
-        ({"max_num_seqs": 200, "num_blocks": 100}, Layout(False, 200, 1792)),
-    ],
-)
-def test_the_pool_decides_how_sequences_share_memory(changes, layout):
-    assert choose_layout(config(**changes), max_lanes=256) == layout
+def test_without_room_the_cache_grows_before_anything_is_forgotten(worker, context):
+    worker.execute(starting(chunk(0, range(8)), chunk(1, range(4))))
+    sizes = [1, 2]
+    context.code = lambda call: int(len(sizes) > 0)
+    context.grow = lambda: sizes.pop(0) > 0 if sizes else False
+    result = worker.execute(Batch((chunk(1, [5], 4),), (), (0,)))
+    assert (result.token_ids, sizes) == ([6], [])
+    assert result.lost_blocks == ()
 
 
 # With llama.cpp itself
