@@ -1,52 +1,76 @@
-# Two commands: `make run` answers prompts on the bundled model, `make test` checks everything.
+# `make help` lists what there is. Environments are made under .venv when first needed: .venv/quick holds the light
+# packages alone and takes seconds; .venv itself holds everything, and compiles llama.cpp and the kernels.
 PYTHON ?= python3
 VENV := .venv
-NATIVE := setup.py $(wildcard backends/native/csrc/*)
 BIN := $(VENV)/bin
+QUICK := $(VENV)/quick
 LLAMA_INDEX := $(VENV)/llama-index
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+IMPORTS := $(VENV)/imports
+NATIVE := setup.py $(wildcard backends/native/csrc/*)
+PIP_INSTALL := python -m pip --disable-pip-version-check install -q -c constraints.txt
+# One process a CPU; each keeps to its share of them (tests/conftest.py).
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: run test lint types contracts unit clean
+.DEFAULT_GOAL := help
+.PHONY: help run test quick lint fix types contracts unit wheel clean
 
-run: $(VENV)/.installed
+help:  ## what can be made
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(VENV)/.installed  ## answer a handful of prompts at once on the bundled model
 	$(BIN)/millstream run
 
-test: lint types contracts unit
+quick: lint contracts  ## what takes less than a minute: lint, import contracts, the tests that need no torch
+	$(QUICK)/bin/python -m pytest -q --quick $(PARALLEL)
 
-lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint types contracts unit  ## everything: lint, types, import contracts, all tests
 
-# mypy takes a package's name from its folder; the link names it millstream in whatever folder it lies.
-types: $(VENV)/.installed-dev
-	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/millstream
-	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p millstream
+lint: $(QUICK)/.installed  ## look for faults of style; changes nothing
+	$(QUICK)/bin/ruff check .
+	$(QUICK)/bin/ruff format --check .
 
-contracts: $(VENV)/.installed-dev
-	$(BIN)/lint-imports
+fix: $(QUICK)/.installed  ## mend faults of style where that can be done by a program
+	$(QUICK)/bin/ruff check --fix .
+	$(QUICK)/bin/ruff format .
 
-unit: $(VENV)/.installed-dev $(LLAMA_INDEX)/.installed
-	LLAMA_INDEX_PYTHON=$(abspath $(LLAMA_INDEX)/bin/python) $(BIN)/python -m pytest
+contracts: $(QUICK)/.installed  ## check which folder may import which
+	$(QUICK)/bin/lint-imports
 
-clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+types: $(VENV)/.installed-dev $(IMPORTS)/millstream  ## check types with mypy
+	cd $(IMPORTS) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
+		-p millstream
 
-$(VENV)/bin/python:
+unit: $(VENV)/.installed-dev $(LLAMA_INDEX)/.installed  ## all tests, and which thirty were the slowest
+	LLAMA_INDEX_PYTHON=$(abspath $(LLAMA_INDEX)/bin/python) $(BIN)/python -m pytest -q $(PARALLEL) --durations 30
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Millstream needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
-	$(PIP) -e .
+# The package is named after no folder: the link is what makes `import millstream` find this one.
+$(IMPORTS)/millstream:
+	@mkdir -p $(IMPORTS) && ln -sfn $(CURDIR) $@
+
+$(QUICK)/.installed: pyproject.toml | $(BIN)/python $(IMPORTS)/millstream
+	$(PYTHON) -m venv $(QUICK)
+	$(BIN)/python .ci/light.py | $(QUICK)/bin/$(PIP_INSTALL) -r /dev/stdin
+	@echo $(abspath $(IMPORTS)) > $$($(QUICK)/bin/python -c 'import site; print(site.getsitepackages()[0])')/millstream.pth
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
-	$(PIP) -e .[dev,llamacpp,otel]
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
+	$(BIN)/$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
+	$(BIN)/$(PIP_INSTALL) -e .[dev,clients,page,llamacpp,otel]
 	@touch $@ $(VENV)/.installed
 
 # A client that the server is tested with; it needs an older OpenAI package than the other tests.
-$(LLAMA_INDEX)/.installed: | $(VENV)/bin/python
+$(LLAMA_INDEX)/.installed: | $(BIN)/python
 	$(PYTHON) -m venv $(LLAMA_INDEX)
-	$(LLAMA_INDEX)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt \
-		llama-index-llms-openai-like llama-index-embeddings-openai-like
+	$(LLAMA_INDEX)/bin/$(PIP_INSTALL) llama-index-llms-openai-like llama-index-embeddings-openai-like
 	@touch $@

@@ -10,8 +10,9 @@ from time import gmtime, strftime
 import msgspec
 
 from ..backends.machine.hardware import inspect_hardware
+from ..version import __version__
 
-_PACKAGES = ("millstream", "torch", "transformers", "tokenizers", "llama-cpp-python", "numpy", "uvloop")
+_PACKAGES = ("torch", "transformers", "tokenizers", "llama-cpp-python", "numpy", "uvloop")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -62,7 +63,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that speed depends on; nothing is imported."""
-    found: dict[str, str] = {}
+    found = {"millstream": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...scheduler.batch import Chunk, SequenceStart, TokenLogprobs, Wants
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_ROWS = 128
 """Most rows of logits that prompts may take in one pass of the model."""
 
-Score = Callable[[Tensor, Sequence[int], int], list[TokenLogprobs]]
+Score: TypeAlias = "Callable[[Tensor, Sequence[int], int], list[TokenLogprobs]]"
 """Of (logits [K, vocab], the K tokens they predict, number of alternatives)."""
 
 
@@ -82,7 +84,7 @@ class PromptScores:
             row += len(chunk.tokens)
         return parts
 
-    def add(self, part: PromptPart, logits: Tensor) -> None:
+    def add(self, part: PromptPart, logits: "Tensor") -> None:
         """Score the next rows of a part: `logits` [K, vocab]."""
         done = len(part.scores)
         part.scores += self._score(logits, part.predicted[done : done + logits.shape[0]], part.top)

@@ -41,6 +41,7 @@ def test_other_backends_refuse(kv_cache_dtype: str) -> None:
             backend.memory_needs(info, config(kv_cache_dtype))
 
 
+@pytest.mark.torch
 def test_blocks_shrink_on_torch() -> None:
     from millstream.backends.torch.backend import TorchBackend
 

@@ -15,6 +15,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_folder_with_configuration_is_for_torch(backend: str, folder: Path) -> None:
     assert registry.choose_backend(folder, backend).name == "torch"
@@ -28,11 +29,13 @@ def test_gguf_is_for_llamacpp(place: str, tmp_path: Path) -> None:
     assert registry.choose_backend(path, "llamacpp").name == "llamacpp"
 
 
+@pytest.mark.torch
 def test_configuration_goes_before_gguf_files(folder: Path) -> None:
     (folder / "model.gguf").touch()
     assert registry.choose_backend(folder).name == "torch"
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", sorted(BUNDLED_MODELS))
 def test_bundled_models_have_a_backend(name: str) -> None:
     expected = "llamacpp" if BUNDLED_MODELS[name].suffix == ".gguf" else "torch"
@@ -68,6 +71,7 @@ def test_files_of_an_unknown_kind(tmp_path: Path) -> None:
         registry.choose_backend(tmp_path / "absent.gguf")
 
 
+@pytest.mark.torch
 def test_damaged_model_is_named_by_its_backend(folder: Path) -> None:
     with pytest.raises(ModelFormatError):
         registry.inspect_model(str(folder))

@@ -67,6 +67,7 @@ def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
     assert read_outcome(tmp_path / "outcome") == outcome
 
 
+@pytest.mark.torch
 def test_a_job_is_served() -> None:
     made: list[EchoServer] = []
 
@@ -157,6 +158,7 @@ def test_a_runner_that_hangs_is_ended() -> None:
     assert run_job(make_job(), program, timeout=0.5).failure == "not done after 0.5 s"
 
 
+@pytest.mark.torch
 def test_what_a_runner_raises_is_its_outcome() -> None:
     program = [sys.executable, "-P", str(RUNNERS / "launch.py"), "transformers_static"]
     outcome = run_job(make_job(), program, timeout=120)

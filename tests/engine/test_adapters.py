@@ -112,6 +112,7 @@ async def test_adapters_may_come_with_the_model(file, tmp_path):
             engine.adapters("bad")
 
 
+@pytest.mark.torch
 async def test_models_on_torch_take_none(file):
     async with AsyncEngine() as engine:
         await engine.install_model(ModelConfig(model=str(PYHELP), name="m", num_blocks=32, max_length=128))

@@ -91,6 +91,7 @@ async def engine():
         assert queue.GeneratedLength() == 60
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("damage", CASES, ids=lambda damage: damage.__name__)
 async def test_damaged_models_are_refused_by_name(damage, engine, tmp_path):
     folder = tmp_path / "model"
@@ -115,6 +116,7 @@ async def test_damaged_models_are_refused_by_name(damage, engine, tmp_path):
     assert queue.GeneratedLength() == 2
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("changes", "error", "naming"),
     [
@@ -135,6 +137,7 @@ async def test_settings_that_cannot_be_met_are_refused_by_name(engine, changes, 
     assert engine.models() == ["other"]
 
 
+@pytest.mark.torch
 async def test_hub_names_are_served_from_a_cache_folder(tmp_path, monkeypatch):
     """A cache as huggingface_hub lays it out; there is no network in it."""
     repo = Path(tmp_path) / "models--someone--helper"

@@ -76,6 +76,7 @@ def test_plan_in_words() -> None:
         assert part in text
 
 
+@pytest.mark.torch
 def test_the_command_lists_packages_and_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -83,6 +84,7 @@ def test_the_command_lists_packages_and_machine(capsys: pytest.CaptureFixture[st
         assert f"\n{title} " in printed
 
 
+@pytest.mark.torch
 def test_an_unknown_model_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--model", "./no/such/folder"]) == 2
     assert "./no/such/folder" in capsys.readouterr().err

@@ -42,6 +42,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert str(tmp_path / "no.jsonl") in errors[1]
 
 
+@pytest.mark.torch
 def test_generate_with_a_torch_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "tiny", SHAPES["tiny"])
     argv = ["generate", "--model", str(tmp_path / "tiny"), "--json", "--max-new-tokens", "3", "--ignore-eos"]

@@ -34,6 +34,7 @@ def events(response):
             yield line.removeprefix("data: ")
 
 
+@pytest.mark.torch
 def test_it_serves_the_bundled_model_and_streams_outlive_a_signal(serve):
     server = serve("--port", "0", *SMALL)
     url = server.wait_until_ready()
@@ -58,6 +59,7 @@ def test_it_serves_the_bundled_model_and_streams_outlive_a_signal(serve):
     assert not [line for line in server.lines if "Traceback" in line]
 
 
+@pytest.mark.torch
 def test_two_models_under_names_and_keys_from_a_file(serve, tmp_path):
     keys = tmp_path / "keys.yaml"
     keys.write_text("- {name: alice, key: ka, weight: 2}\n- {name: bob, key: kb}\n")

@@ -32,6 +32,7 @@ PARTS = """{% for m in messages %}{% for p in m.content if p.type == 'text' %}
 {%- endfor %}{% endfor %}"""
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["pyhelp", "pyhelp-q8_0"])
 def test_the_bundled_model_gets_its_own_format(name: str) -> None:
     pytest.importorskip("tokenizers" if name == "pyhelp" else "llama_cpp")

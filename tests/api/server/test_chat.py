@@ -19,6 +19,7 @@ def joined(chunks, index=0):
     return text, [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
 
 
+@pytest.mark.torch
 async def test_answers_whole_and_streamed_alike(serve, question, answer):
     async with serve() as server:
         fields = {"messages": question, "temperature": 0, "max_tokens": 100}
@@ -42,6 +43,7 @@ async def test_answers_whole_and_streamed_alike(serve, question, answer):
         assert chunks[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
 
 
+@pytest.mark.torch
 async def test_continuous_usage_counts_up(serve, question):
     async with serve() as server:
         options = {"continuous_usage_stats": True}
@@ -56,6 +58,7 @@ async def test_continuous_usage_counts_up(serve, question):
         assert all("usage" not in chunk for chunk in plain)
 
 
+@pytest.mark.torch
 async def test_several_choices_are_each_whole(serve, question):
     async with serve() as server:
         fields = {"messages": question, "n": 3, "seed": 7, "temperature": 2, "max_tokens": 12}
@@ -67,6 +70,7 @@ async def test_several_choices_are_each_whole(serve, question):
         assert [joined(chunks, index) for index in range(3)] == [(text, ["length"]) for text in texts]
 
 
+@pytest.mark.torch
 async def test_logprobs_have_a_row_per_token(serve, question):
     async with serve() as server:
         fields = {
@@ -95,6 +99,7 @@ async def test_logprobs_have_a_row_per_token(serve, question):
         assert streamed == rows
 
 
+@pytest.mark.torch
 async def test_stop_strings_and_stop_tokens_are_named(serve, question):
     async with serve() as server:
         fields = {"messages": question, "temperature": 0}
@@ -107,6 +112,7 @@ async def test_stop_strings_and_stop_tokens_are_named(serve, question):
         assert shown.json()["choices"][0]["message"]["content"] == "os.path.join: Join two or more pathname"
 
 
+@pytest.mark.torch
 async def test_continues_the_final_message(serve, question, answer):
     async with serve() as server:
         begun = [*question, {"role": "assistant", "content": "os.path.join: Join two"}]
@@ -119,6 +125,7 @@ async def test_continues_the_final_message(serve, question, answer):
         assert echoed["choices"][0]["message"]["content"] == answer
 
 
+@pytest.mark.torch
 async def test_prompt_scores_and_token_ids(serve, question):
     async with serve() as server:
         fields = {"messages": question, "max_tokens": 2, "prompt_logprobs": 1, "return_token_ids": True}
@@ -134,6 +141,7 @@ async def test_prompt_scores_and_token_ids(serve, question):
         assert len(streamed) == 2
 
 
+@pytest.mark.torch
 async def test_the_template_can_be_another(serve, question):
     async with serve(config=ServerConfig(trust_request_templates=True)) as server:
         fields = {"model": "pyhelp", "messages": question}
@@ -148,6 +156,7 @@ async def test_the_template_can_be_another(serve, question):
         assert bad.status_code == 400 and bad.json()["error"]["param"] == "chat_template"
 
 
+@pytest.mark.torch
 async def test_templates_of_clients_are_not_trusted(serve, question):
     async with serve() as server:
         for path in ("/v1/chat/completions", "/tokenize"):
@@ -162,12 +171,14 @@ async def test_a_model_without_template_is_refused_by_name(serve, fake, question
         assert "template" in refused.json()["error"]["message"]
 
 
+@pytest.mark.torch
 async def test_the_server_s_template_replaces_the_model_s(serve, question, chat_template):
     async with serve(config=ServerConfig(chat_template=chat_template)) as server:
         asked = (await server.post("/tokenize", messages=question, return_token_strs=True)).json()
         assert "".join(asked["token_strs"]) == "<user>What does os.path.join do?</user><assistant>"
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("stream", [False, True])
 async def test_one_neighbour_s_bad_request_disturbs_nobody(serve, question, answer, stream):
     async with serve(ModelConfig(model="pyhelp", max_length=512, num_blocks=256)) as server:

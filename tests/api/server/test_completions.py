@@ -9,6 +9,7 @@ def parsed(events):
     return [json.loads(event) for event in events[:-1]]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "prompt",
     ["os.path", ["os.path", "shutil"], [264, 78, 309], [[264, 78], [309]]],
@@ -28,6 +29,7 @@ async def test_prompts_of_every_form(serve, prompt):
         assert whole["usage"]["prompt_tokens"] == sum(len(ids) for ids in prompts[::2])
 
 
+@pytest.mark.torch
 async def test_echo_gives_the_prompt_and_its_scores(serve):
     async with serve() as server:
         fields = {"prompt": "shutil.copy", "max_tokens": 3, "temperature": 0, "logprobs": 2}
@@ -50,6 +52,7 @@ async def test_echo_gives_the_prompt_and_its_scores(serve):
         assert len(only["tokens"]) == len(rows["tokens"]) - 3
 
 
+@pytest.mark.torch
 async def test_echo_streams_alike(serve):
     async with serve() as server:
         fields = {
@@ -138,6 +141,7 @@ async def test_the_cache_is_apart_by_salt(serve, fake):
         assert await cached(cache_salt="mine") == 48
 
 
+@pytest.mark.torch
 async def test_streamed_token_ids_are_all_there_though_they_have_no_text_yet(serve):
     async with serve() as server:
         first, *_ = (await server.post("/tokenize", prompt="✓", add_special_tokens=False)).json()["tokens"]

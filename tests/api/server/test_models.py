@@ -48,6 +48,7 @@ async def test_an_adapter_s_cache_and_answers_are_its_own(serve, fake, poet):
         assert [await cached(name) for name in ("fake", "poet", "fake", "poet")] == [0, 0, 32, 32]
 
 
+@pytest.mark.torch
 async def test_models_come_and_go(serve, fake):
     config = ServerConfig(admin_key="secret")
     async with serve(fake(), config=config) as server:
@@ -88,6 +89,7 @@ async def test_unloading_waits_for_requests_or_cancels_them(serve, fake):
         assert (first, second) == ("length", "cancelled")
 
 
+@pytest.mark.torch
 async def test_tokens_there_and_back(serve):
     async with serve() as server:
         text = "What does os.path.join do? Ünïcödé ✓"
@@ -103,6 +105,7 @@ async def test_tokens_there_and_back(serve):
         assert outside.status_code == 400
 
 
+@pytest.mark.torch
 async def test_embeddings_in_both_encodings(serve):
     async with serve() as server:
         texts = ["os.path.join", "shutil.copy"]
@@ -125,6 +128,7 @@ async def test_embeddings_in_both_encodings(serve):
         await server.all_is_free()
 
 
+@pytest.mark.torch
 async def test_the_old_routes_talk_to_one_model(serve, fake, question, answer):
     pyhelp = ModelConfig(model="pyhelp", max_length=512, num_blocks=128)
     async with serve(fake(), pyhelp, config=ServerConfig(admin_key="secret")) as server:

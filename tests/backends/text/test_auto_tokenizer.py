@@ -10,6 +10,7 @@ from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.errors import ModelFormatError
 
 
+@pytest.mark.torch
 def test_it_gives_the_engines_own_ids_and_texts() -> None:
     theirs = load_auto_tokenizer(PYHELP, padding_side="right")
     ours = HFTokenizer.from_folder(PYHELP)
@@ -20,6 +21,7 @@ def test_it_gives_the_engines_own_ids_and_texts() -> None:
     assert theirs.padding_side == "right"
 
 
+@pytest.mark.torch
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="no tokenizer"):
         load_auto_tokenizer(tmp_path)

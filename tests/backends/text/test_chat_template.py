@@ -85,6 +85,7 @@ def ours(template: str) -> ChatTemplates:
     return ChatTemplates({"default": template}, TOKENS)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -97,6 +98,7 @@ def test_renders_as_transformers_does(
     assert ours(TEMPLATES[name]).render(chat, add_generation_prompt=add_generation_prompt) == expected
 
 
+@pytest.mark.torch
 def test_tools_and_variables_render_as_transformers_does() -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"arguments": {"ä": [1, {"b": None}]}}}]}
     expected = theirs(CHATML).apply_chat_template(
@@ -106,6 +108,7 @@ def test_tools_and_variables_render_as_transformers_does() -> None:
     assert "größe" in expected
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("content", ["To be", "To be ", "To be\n"])
 def test_continuing_the_last_message_as_transformers_does(name: str, content: str) -> None:

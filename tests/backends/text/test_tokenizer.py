@@ -161,6 +161,7 @@ def reference(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", MAKERS)
 def test_encode_and_decode_equal_transformers(
     name: str, folders: dict[str, Path], loaded: dict[str, HFTokenizer]
@@ -176,6 +177,7 @@ def test_encode_and_decode_equal_transformers(
         assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "config",
     [
@@ -201,6 +203,7 @@ def test_tokens_of_the_configuration_are_added_as_transformers_adds_them(
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.torch
 def test_legacy_special_tokens_map_is_read(tmp_path: Path) -> None:
     write_folder(tmp_path, byte_level())
     (tmp_path / "special_tokens_map.json").write_text(
@@ -349,6 +352,7 @@ def test_folder_without_tokenizer(tmp_path: Path) -> None:
         HFTokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.torch
 def test_vocabulary_and_merges_are_converted(tmp_path: Path) -> None:
     tokenizer = byte_level()
     write_folder(tmp_path, tokenizer, tokenizer_class="GPT2Tokenizer")
