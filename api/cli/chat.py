@@ -9,7 +9,7 @@ from typing import Any
 from ...engine import Engine, FinishReason, ModelConfig
 from ...errors import InvalidArgument, LimitExceeded, MillstreamError
 from ..models import Model
-from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
+from .options import add_engine_flags, add_model_argument, add_sampling_flags, model_config, sampling_fields
 from .running import PromptMaker
 from .terminal import loading_line
 
@@ -18,7 +18,7 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C stop
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `chat`."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or bundled name")
+    add_model_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_sampling_flags(parser)
     add_engine_flags(parser)

@@ -9,7 +9,7 @@ from ...backends.machine.hardware import Hardware, inspect_hardware
 from ...backends.native import Missing, best_level
 from ...engine import AsyncEngine, ModelConfig
 from ...engine.memory_plan import MemoryPlan, gib
-from .options import add_engine_flags, model_config
+from .options import add_engine_flags, add_model_argument, model_config
 from .running import run_async
 
 _PACKAGES = {
@@ -27,13 +27,13 @@ _PACKAGES = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `doctor`."""
-    parser.add_argument("--model", help="also plan the memory of this model: folder, hub id or bundled name")
+    add_model_argument(parser, "also plan the memory of this model: folder, hub id or bundled name")
     add_engine_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command; returns its exit status."""
-    config = None if options.model is None else model_config(options)
+    config = model_config(options) if "model" in options else None
     hardware = inspect_hardware()
     for line in (*describe_software(), "", *describe_hardware(hardware), "", *describe_kernels(hardware)):
         print(line)

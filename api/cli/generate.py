@@ -15,7 +15,14 @@ from ...engine import ModelConfig, ResultQueue
 from ...errors import InvalidArgument, MillstreamError
 from .batch_file import InputRow, Key, ResultRow, finished_rows, read_rows
 from .completer import Completer, complete_rows
-from .options import DEFAULT_MODEL, add_engine_flags, add_sampling_flags, model_config, sampling_fields
+from .options import (
+    MODEL_HELP,
+    add_engine_flags,
+    add_sampling_flags,
+    model_config,
+    reads_like_a_model,
+    sampling_fields,
+)
 from .running import PromptMaker, RunningModel, run_async, running_model
 from .terminal import counting_bar
 
@@ -24,8 +31,14 @@ SOME_FAILED = 1
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `generate`."""
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text to answer or to continue")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or bundled name")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[MODEL] PROMPT",
+        help="texts to answer or to continue; without --model, a first one that is a bundled name, a path "
+        "or owner/name is the model",
+    )
+    parser.add_argument("--model", default=argparse.SUPPRESS, help=MODEL_HELP)
     parser.add_argument(
         "--input", metavar="FILE", help="rows of JSON with prompt or messages, - for standard input"
     )
@@ -50,9 +63,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command; returns its exit status."""
+    prompts = list(options.words)
+    if "model" not in options and prompts and reads_like_a_model(prompts[0]):
+        options.model = prompts.pop(0)
     task = GenerateTask(
         config=model_config(options),
-        prompts=tuple(options.prompts),
+        prompts=tuple(prompts),
         input=options.input,
         output=None if options.output is None else Path(options.output),
         retry_failed=options.retry_failed,

@@ -1,12 +1,17 @@
 """Command-line flags of the engine and of sampling, and the objects they become."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ...backends.bundled import BUNDLED_MODELS
 from ...backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS
 from ...engine import ModelConfig, Policy
 from ...engine.config import BLOCK_SIZES
+from ...errors import InvalidArgument
 from ...scheduler.sampling_fields import (
     BIASES,
     INTEGER,
@@ -24,34 +29,118 @@ from ...scheduler.sampling_fields import (
 
 DEFAULT_MODEL = "pyhelp"
 
+# The model's name
+
+
+MODEL_HELP = f"folder, hub id or bundled name (default {DEFAULT_MODEL})"
+
+
+def add_model_argument(parser: argparse.ArgumentParser, text: str = MODEL_HELP) -> None:
+    """MODEL as the command's argument, or --model; without either, `model_config` takes the bundled model."""
+    add = partial(parser.add_argument, action=_OneModel, metavar="MODEL", default=argparse.SUPPRESS)
+    add("model", nargs="?", help=text)
+    add("--model", help="the same")
+
+
+class _OneModel(argparse.Action):
+    """Stores the model's name; two names are refused."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        options: argparse.Namespace,
+        value: Any,
+        flag: str | None = None,
+    ) -> None:
+        if "model" in options and options.model != value:
+            parser.error(f"MODEL is {value!r} and {options.model!r}; allowed: one of them")
+        options.model = value
+
+
+def reads_like_a_model(text: str) -> bool:
+    """Whether an argument that may be a prompt is a model: a bundled name, a path, or owner/name of a hub."""
+    return text in BUNDLED_MODELS or _MODEL.fullmatch(text) is not None
+
+
+_MODEL = re.compile(r"[^\s/]*/\S*|[^\s]+\.gguf(:\S+)?")
+
+
 # Engine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFlag:
+    """A field of ModelConfig as a flag, and as an option of one model among several."""
+
+    field: str
+    text: str
+    metavar: str | None = None
+    read: Callable[[str], Any] = str
+
+    def value(self, text: str) -> Any:
+        """What the text of an option says.
+
+        Raises:
+            InvalidArgument: it is not of the field's kind.
+        """
+        try:
+            return self.read(text)
+        except ValueError:
+            kind = {int: "an integer", float: "a number"}.get(self.read, "another word")
+            raise InvalidArgument(self.field, text, kind) from None
+        except argparse.ArgumentTypeError as error:
+            raise InvalidArgument(self.field, text, str(error).partition("allowed: ")[2]) from None
+
+
+def _one_of(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _policy(text: str) -> Policy:
+    try:
+        return Policy(text)
+    except ValueError:
+        allowed = _one_of(policy.value for policy in Policy)
+        raise argparse.ArgumentTypeError(f"{text!r} is no policy; allowed: {allowed}") from None
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no switch; allowed: on, off")
+    return text == "on"
+
+
+ENGINE_FLAGS = (
+    EngineFlag("backend", "torch, llamacpp or auto"),
+    EngineFlag("device", "cpu, cuda, cuda:1, … or auto"),
+    EngineFlag("dtype", "of weights and cache: bfloat16, float16, float32 or auto"),
+    EngineFlag("quantization", f"of the weights, while they are loaded: {_one_of(QUANTIZATIONS)}"),
+    EngineFlag("kv_cache_dtype", f"of keys and values in the cache: {_one_of(KV_CACHE_DTYPES)}"),
+    EngineFlag("threads", "0 uses all physical cores", "N", int),
+    EngineFlag("max_length", "longest request in tokens, prompt and output together", "N", int),
+    EngineFlag("max_num_seqs", "requests in one step", "N", int),
+    EngineFlag("max_num_batched_tokens", "tokens in one step", "N", int),
+    EngineFlag("block_size", f"tokens in a cache block: {_one_of(BLOCK_SIZES)}", "N", int),
+    EngineFlag("num_blocks", "blocks in the cache; default: what memory allows", "N", int),
+    EngineFlag("memory_fraction", "share of the memory limit that may be used", "F", float),
+    EngineFlag("enable_prefix_cache", "off computes every prompt from its start", "on|off", _switch),
+    EngineFlag("policy", f"order of waiting requests: {_one_of(p.value for p in Policy)}", None, _policy),
+    EngineFlag("revision", "branch, tag or commit on the hub"),
+    EngineFlag("token", "hub token; by default the one of the environment"),
+)
+"""What every command that loads a model takes."""
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the model's configuration, all but the model's name; what is not given keeps its default."""
     group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
-    add = group.add_argument
-    add("--backend", help="torch, llamacpp or auto")
-    add("--device", help="cpu, cuda, cuda:1, … or auto")
-    add("--dtype", help="of weights and cache: bfloat16, float16, float32 or auto")
-    add("--quantization", help=f"of the weights, while they are loaded: {_one_of(QUANTIZATIONS)}")
-    add("--kv-cache-dtype", help=f"of keys and values in the cache: {_one_of(KV_CACHE_DTYPES)}")
-    add("--threads", type=int, metavar="N", help="0 uses all physical cores")
-    add("--max-length", type=int, metavar="N", help="longest request in tokens, prompt and output together")
-    add("--max-num-seqs", type=int, metavar="N", help="requests in one step")
-    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step")
-    add("--block-size", type=int, metavar="N", help=f"tokens in a cache block: {_one_of(BLOCK_SIZES)}")
-    add("--num-blocks", type=int, metavar="N", help="blocks in the cache; default: what memory allows")
-    add("--memory-fraction", type=float, metavar="F", help="share of the memory limit that may be used")
-    add(
-        "--no-prefix-cache",
-        dest="enable_prefix_cache",
-        action="store_false",
-        help="compute every prompt from its start",
-    )
-    add("--policy", type=_policy, help=f"order of waiting requests: {_one_of(p.value for p in Policy)}")
-    add("--revision", help="branch, tag or commit on the hub")
-    add("--token", help="hub token; by default the one of the environment")
+    for flag in ENGINE_FLAGS:
+        if flag.read is _switch:
+            text = "compute every prompt from its start"
+            group.add_argument("--no-prefix-cache", dest=flag.field, action="store_false", help=text)
+        else:
+            name = f"--{flag.field.replace('_', '-')}"
+            group.add_argument(name, type=flag.read, metavar=flag.metavar, help=flag.text)
 
 
 def model_config(options: argparse.Namespace, **defaults: Any) -> ModelConfig:
@@ -61,15 +150,7 @@ def model_config(options: argparse.Namespace, **defaults: Any) -> ModelConfig:
         InvalidArgument: a value lies outside its range.
     """
     given = {name: value for name, value in vars(options).items() if name in ModelConfig.__struct_fields__}
-    return ModelConfig(**{**defaults, **given})
-
-
-def _policy(text: str) -> Policy:
-    try:
-        return Policy(text)
-    except ValueError:
-        allowed = _one_of(policy.value for policy in Policy)
-        raise argparse.ArgumentTypeError(f"{text!r} is no policy; allowed: {allowed}") from None
+    return ModelConfig(**{"model": DEFAULT_MODEL, **defaults, **given})
 
 
 # Sampling
@@ -137,7 +218,3 @@ def sampling_fields(options: argparse.Namespace) -> dict[str, Any]:
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
     return read_sampling_fields(given)
-
-
-def _one_of(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...engine import EngineStats, ModelConfig, ResultQueue
 from ...errors import InvalidArgument, MillstreamError
 from ..handlers import ModelHandler
-from .options import DEFAULT_MODEL, add_engine_flags, model_config
+from .options import add_engine_flags, add_model_argument, model_config
 from .running import PromptMaker, RunningModel, run_async, running_model
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ QUESTIONS = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `run`."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or bundled name")
+    add_model_argument(parser)
     parser.add_argument(
         "--requests", type=int, default=len(QUESTIONS), metavar="N", help="how many questions to ask"
     )
@@ -103,7 +103,7 @@ async def demonstrate(config: ModelConfig, num_requests: int) -> None:
         console = Console(width=_WIDTH_OF_PIPES)
     async with running_model(config) as model:
         started = monotonic()
-        answers = list(_ask(model, num_requests))
+        answers = list(ask_questions(model, num_requests))
         peak = PeakUse()
         readers = [asyncio.create_task(_read(answer, model, peak)) for answer in answers]
         if console.is_terminal:
@@ -123,8 +123,9 @@ class PeakUse:
     blocks: int = 0
 
 
-def _ask(model: RunningModel, num_requests: int) -> Iterator[Answer]:
-    params = model.sampling_params({"max_new_tokens": _MAX_NEW_TOKENS})
+def ask_questions(model: RunningModel, num_requests: int) -> Iterator[Answer]:
+    """Start the questions, as often as need be. Greedy: what the model knows best is what it says."""
+    params = model.sampling_params({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": 0})
     for question in islice(cycle(QUESTIONS), num_requests):
         (queue,) = model.start(_prompt(model.handler, question), params)
         yield Answer(question, queue)

@@ -4,10 +4,12 @@ from argparse import Namespace
 
 import pytest
 
+from millstream.api.cli.main import main
 from millstream.api.cli.options import (
     add_engine_flags,
     add_sampling_flags,
     model_config,
+    reads_like_a_model,
     sampling_fields,
 )
 from millstream.api.cli.terminal import CommandParser
@@ -126,3 +128,36 @@ def test_a_value_out_of_range_is_named() -> None:
         model_config(parse("--max-num-seqs", "0"), model="m")
     with pytest.raises(InvalidArgument, match="quantization is 'int3'; allowed: one of"):
         model_config(parse("--quantization", "int3"), model="m")
+
+
+@pytest.mark.parametrize("argv", [["chat"], ["run"], ["doctor"]])
+def test_a_model_is_named_with_or_without_a_flag(argv, capsys, tmp_path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for more in ([nowhere], ["--model", nowhere], [nowhere, "--model", nowhere]):
+        assert main([*argv, *more]) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "nowhere" in told
+    assert main([*argv, "one", "--model", "two"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "MODEL is 'two' and 'one'; allowed: one of them" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["pyhelp", "./model", "/m", "~/m", "owner/name", "model.gguf", "a.gguf:Q4_K_M"]
+)
+def test_what_reads_like_a_model(text: str) -> None:
+    assert reads_like_a_model(text)
+
+
+@pytest.mark.parametrize("text", ["hello", "What is os/path?", "pyhelp?", "a gguf", ""])
+def test_what_reads_like_a_prompt(text: str) -> None:
+    assert not reads_like_a_model(text)
+
+
+def test_the_first_word_of_generate_may_be_its_model(capsys, tmp_path) -> None:
+    assert main(["generate", str(tmp_path / "nowhere"), "hello"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main(["generate", "pyhelp"]) == 2
+    assert "PROMPT is []" in capsys.readouterr().err
+    assert main(["generate", "--model", str(tmp_path / "nowhere"), "owner/name"]) == 2
+    assert "nowhere" in capsys.readouterr().err

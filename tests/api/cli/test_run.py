@@ -2,9 +2,11 @@
 
 import pytest
 
-from millstream.api.cli.run import QUESTIONS, demonstrate
-from millstream.api.cli.running import run_async
+from millstream.api.cli.run import QUESTIONS, ask_questions, demonstrate
+from millstream.api.cli.running import run_async, running_model
 from millstream.backends.bundled import PYHELP
+from millstream.backends.bundled.facts import load_facts
+from millstream.backends.bundled.phrasing import QUESTIONS as PHRASINGS
 from millstream.backends.fake import FakeBackend
 from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.engine import ModelConfig
@@ -39,3 +41,19 @@ def test_a_failing_worker_is_reported() -> None:
     config = ModelConfig(model="fake", backend=backend, max_length=2000, num_blocks=400, warmup=False)
     with pytest.raises(MillstreamError, match="out of ink"):
         run_async(demonstrate(config, 2))
+
+
+def test_the_bundled_model_answers_all_questions_right() -> None:
+    async def ask() -> list[str]:
+        async with running_model(ModelConfig(model="pyhelp", threads=1, num_blocks=600)) as model:
+            answers = list(ask_questions(model, len(QUESTIONS)))
+            for answer in answers:
+                await answer.queue.await_finished()
+            return [answer.queue.GetNoWait().text for answer in answers]
+
+    facts = {
+        template.format(fact.name): fact.answer
+        for fact in load_facts()
+        for template in PHRASINGS.get(fact.kind, ())
+    }
+    assert run_async(ask()) == [facts[question.text] for question in QUESTIONS]
