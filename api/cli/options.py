@@ -86,7 +86,7 @@ class EngineFlag:
         try:
             return self.read(text)
         except ValueError:
-            kind = {int: "an integer", float: "a number"}.get(self.read, "another word")
+            kind = "an integer" if self.read is int else "a number"
             raise InvalidArgument(self.field, text, kind) from None
         except argparse.ArgumentTypeError as error:
             raise InvalidArgument(self.field, text, str(error).partition("allowed: ")[2]) from None

@@ -53,7 +53,9 @@ def run_server(app: FastAPI, config: ServerConfig, *, prepare: Prepare | None = 
     Needs `app.state.service` and `app.state.drain`. The address is taken first; then, while probes get
     their answers already, `prepare` is awaited and may load models. A signal begins the drain: DrainGate
     refuses what is new, and after `config.drain_seconds` what is left is cancelled. A second signal ends the
-    process at once. In the end the engine is closed. Signals reach the main thread of a process alone.
+    process at once. In the end the engine is closed; where `prepare` was cut short by a signal, the process
+    ends then and there, with status 0, since a thread that loads a model cannot be ended. Signals reach the
+    main thread of a process alone.
 
     Raises:
         InvalidArgument: the address is not to be had, or the certificate or its key cannot be read.
@@ -99,13 +101,14 @@ class _Server(uvicorn.Server):
         finally:
             cut_short = await self._end_preparing()
             await self._service.engine.close()
-            if not cut_short:
-                self._last_resort.cancel()
-        if self._preparing is not None and not cut_short:
+            if cut_short:
+                _leave()
+            self._last_resort.cancel()
+        if self._preparing is not None:
             self._preparing.result()
 
     async def _end_preparing(self) -> bool:
-        """Whether the preparation was cut short; the thread of a model being loaded then goes on."""
+        """Whether the preparation was cut short; the thread that loads a model then goes on."""
         if self._preparing is None:
             return False
         self._preparing.cancel()
@@ -161,6 +164,12 @@ class _Server(uvicorn.Server):
         finally:
             self._last_resort.start()
             self.should_exit = True
+
+
+def _leave() -> None:
+    """End the process though a thread still loads a model: no thread can be ended, and its end is far off."""
+    logging.shutdown()
+    os._exit(0)
 
 
 def _give_up() -> None:

@@ -80,11 +80,20 @@ def make_app(service, config):
     return app
 
 
+class EndlessBackend(FakeBackend):
+    """Loads for ever, in a thread that nobody can end."""
+
+    def load(self, info, config, progress):
+        print("loading for ever", file=sys.stderr, flush=True)
+        threading.Event().wait()
+
+
 def main(options):
     step_time = options.pop("step_time", 0.002)
     load_gate = options.pop("load_gate", None)
     load_fails = options.pop("load_fails", False)
     hangs = options.pop("hangs", False)
+    kind = EndlessBackend if options.pop("load_is_endless", False) else FakeBackend
     keys = tuple(ApiKey(**fields) for fields in options.pop("keys", ()))
     for name in ("tls_certificate", "tls_key"):
         if name in options:
@@ -102,7 +111,7 @@ def main(options):
         await service.load(
             ModelConfig(
                 model="m",
-                backend=FakeBackend(vocab_size=200, step_time=step_time, on_batch=hang if hangs else None),
+                backend=kind(vocab_size=200, step_time=step_time, on_batch=hang if hangs else None),
                 max_num_seqs=8,
                 max_num_batched_tokens=64,
                 max_length=100_000 if load_fails else 4096,

@@ -257,3 +257,12 @@ def test_a_worker_that_hangs_does_not_keep_the_process(serve, tmp_path):
             server.signal()
             assert server.end() == 1
     assert any("a worker does not end" in line for line in server.lines)
+
+
+def test_a_signal_ends_a_server_whose_model_is_still_being_loaded(serve):
+    server = serve(load_is_endless=True)
+    server.wait_for("loading for ever")
+    server.signal()
+    # The thread that loads never ends; without status 0 the process was left by its last resort.
+    assert server.end() == 0
+    assert not any("does not end" in line for line in server.lines)
