@@ -9,6 +9,7 @@ from time import gmtime, strftime
 
 import msgspec
 
+from ..backends.machine.cpu_level import forced_level
 from ..backends.machine.hardware import inspect_hardware
 from ..version import __version__
 
@@ -22,6 +23,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str
     physical_cores: int
     cpu_features: list[str]
+    cpu_level: str | None
+    """The level of CPU features that was forced; None: none."""
     memory_limit_bytes: int
     gpus: list[str]
     system: str
@@ -41,6 +44,7 @@ def find_environment() -> Environment:
         cpu=cpu_name(),
         physical_cores=hardware.physical_cores,
         cpu_features=sorted(hardware.cpu_features),
+        cpu_level=forced_level(),
         memory_limit_bytes=hardware.memory.limit_bytes,
         gpus=[gpu.name for gpu in hardware.gpus],
         system=f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -2,12 +2,16 @@
 
 A marker stands on whole folders and files here, and on single tests beside them. What has none runs without
 torch, llama.cpp, clients and a browser: `make quick` proves it in an environment without these.
+
+Before any test imports torch, it is bound to the level of CPU features that MILLSTREAM_CPU_LEVEL forces.
 """
 
 import os
 from pathlib import Path
 
 import pytest
+
+from millstream.backends.machine.cpu_level import bind_libraries
 
 TESTS = Path(__file__).parent
 NEEDS = {
@@ -72,7 +76,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One of several processes keeps to its share of the CPUs, with what it starts."""
+    """Bind torch before it is imported. One of several processes keeps to its share of the CPUs, with what it starts."""
+    bind_libraries()
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
         cpus = sorted(os.sched_getaffinity(0))

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from ...backends.machine.cpu_level import CPU_LEVEL_VARIABLE, forced_level
 from ...backends.machine.hardware import Hardware, inspect_hardware
 from ...backends.native import Missing, best_level
 from ...engine import AsyncEngine, ModelConfig
@@ -58,6 +59,9 @@ def describe_hardware(hardware: Hardware) -> Iterator[str]:
     """Cores, CPU features, memory and GPUs."""
     yield _line("cores", f"{hardware.physical_cores} physical, for this process")
     yield _line("CPU features", ", ".join(sorted(hardware.cpu_features)) or "none that are made use of")
+    level = forced_level()
+    if level is not None:
+        yield _line("CPU level", f"{level}, forced by {CPU_LEVEL_VARIABLE}; llama.cpp runs as compiled")
     memory = hardware.memory
     yield _line(
         "memory", f"{gib(memory.limit_bytes)} ({memory.source}), {gib(memory.used_bytes)} of it in use"

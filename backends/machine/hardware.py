@@ -150,10 +150,9 @@ def cpu_features(root: Path = _ROOT, machine: str | None = None) -> frozenset[st
     return CPU_FEATURES & found
 
 
-def cpu_has_bfloat16(features: frozenset[str] | None = None) -> bool:
-    """Whether the CPU multiplies bfloat16 numbers itself; `features` are by default this CPU's."""
-    found = cpu_features() if features is None else features
-    return not found.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+def has_bfloat16(features: frozenset[str]) -> bool:
+    """Whether a CPU with these features multiplies bfloat16 numbers itself."""
+    return not features.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def find_compiler() -> Path | None:

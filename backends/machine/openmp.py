@@ -5,6 +5,8 @@ import os
 import sys
 from types import ModuleType
 
+from .cpu_level import bind_libraries
+
 _SPINS = "1000"
 _CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -21,8 +23,10 @@ def import_with_openmp(name: str) -> ModuleType:
     is ACTIVE, which leaves 1000. Other OpenMP libraries would take that word for leave to spin for ever, so
     it is gone when this returns.
 
-    What the user has set is left alone, and so is a module that has been imported before.
+    What the user has set is left alone, and so is a module that has been imported before. Here, too, torch is
+    bound to the level of CPU features that is forced; see `cpu_level.bind_libraries`.
     """
+    bind_libraries()
     if name in sys.modules or os.environ.keys() & {*_CHOSEN}:
         return importlib.import_module(name)
     os.environ.update(GOMP_SPINCOUNT=_SPINS, OMP_WAIT_POLICY="ACTIVE")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidArgument
+from ..machine.cpu_level import at_most, forced_level
 from ..machine.hardware import find_compiler
 from ..machine.openmp import import_with_openmp
 
@@ -21,7 +22,13 @@ class Missing:
 
 
 def levels() -> tuple[str, ...] | Missing:
-    """Levels that were built and that this CPU can run, the fastest one first; never empty."""
+    """Levels that were built and that this CPU can run, the fastest one first; never empty.
+
+    None is above the level that is forced.
+
+    Raises:
+        InvalidArgument: the forced level is none, or this CPU does not have it.
+    """
     import_with_openmp("torch")  # its OpenMP runtime is shared
     try:
         from . import _kernels
@@ -31,7 +38,8 @@ def levels() -> tuple[str, ...] | Missing:
                 "not built: install a C++ compiler (g++ 11 or newer), then install Millstream again"
             )
         return Missing(f"not built, or not for this Python: install Millstream again ({error})")
-    return _kernels.LEVELS
+    forced = forced_level()
+    return _kernels.LEVELS if forced is None else at_most(forced, _kernels.LEVELS)
 
 
 def best_level() -> str | Missing:

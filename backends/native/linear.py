@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..machine.hardware import cpu_features
+from ..machine.cpu_level import usable_features
 from ..machine.pages import reserve
 from .library import load
 
@@ -55,7 +55,7 @@ def has_bf16_products(level: str) -> bool:
 
     Where the CPU has tiles for bfloat16, oneDNN uses them and is faster.
     """
-    return level == "avx512" and "amx_bf16" not in cpu_features()
+    return level == "avx512" and "amx_bf16" not in usable_features()
 
 
 def count_panels(rows: int, gated: bool) -> int:

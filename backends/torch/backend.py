@@ -9,7 +9,8 @@ from transformers import PretrainedConfig
 from ...errors import InvalidArgument
 from ...scheduler.batch import Pooling
 from ..answers import Sampler
-from ..machine.hardware import MemoryLimit, cpu_has_bfloat16, memory_limit, physical_cores
+from ..machine.cpu_level import usable_features
+from ..machine.hardware import MemoryLimit, has_bfloat16, memory_limit, physical_cores
 from ..text.tokenizer import HFTokenizer
 from ..worker import (
     EmbeddingSpec,
@@ -250,5 +251,5 @@ def _text(config: PretrainedConfig, made_for: Purpose) -> PretrainedConfig:
 
 def _best_dtype(device: str) -> str:
     if device == "cpu":
-        return "bfloat16" if cpu_has_bfloat16() else "float32"
+        return "bfloat16" if has_bfloat16(usable_features()) else "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

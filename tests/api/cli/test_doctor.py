@@ -88,3 +88,14 @@ def test_the_command_lists_packages_and_machine(capsys: pytest.CaptureFixture[st
 def test_an_unknown_model_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--model", "./no/such/folder"]) == 2
     assert "./no/such/folder" in capsys.readouterr().err
+
+
+def test_a_forced_level_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "forced_level", lambda: "avx2")
+    assert main(["doctor"]) == 0
+    shown = "CPU level         avx2, forced by MILLSTREAM_CPU_LEVEL; llama.cpp runs as compiled"
+    assert shown in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv("MILLSTREAM_CPU_LEVEL", "mmx")
+    assert main(["doctor"]) == 2
+    assert "MILLSTREAM_CPU_LEVEL is 'mmx'; allowed: generic" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.backends.machine.hardware import cpu_features
+from millstream.backends.machine.cpu_level import usable_features
 from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.backends.worker import Backend, Worker, WorkerConfig
 
@@ -86,7 +86,7 @@ NEEDS_LLAMACPP = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
 )
 SAME_ROWS_IN_BFLOAT16 = pytest.mark.skipif(
-    "amx_bf16" in cpu_features(), reason="oneDNN's tiles do not give a row the same in every batch"
+    "amx_bf16" in usable_features(), reason="oneDNN's tiles do not give a row the same in every batch"
 )
 FACTORIES: list[Callable[[], Worker]] = [
     fake,

@@ -166,8 +166,8 @@ def test_cpu_features_of_x86(tmp_path: Path) -> None:
     lay_out(tmp_path, {"proc/cpuinfo": text})
     found = hardware.cpu_features(tmp_path, "x86_64")
     assert found == {"avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16"}
-    assert hardware.cpu_has_bfloat16(found)
-    assert not hardware.cpu_has_bfloat16(found - {"avx512_bf16", "amx_bf16"})
+    assert hardware.has_bfloat16(found)
+    assert not hardware.has_bfloat16(found - {"avx512_bf16", "amx_bf16"})
 
 
 def test_cpu_features_of_arm(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from millstream.backends.machine.hardware import cpu_features
+from millstream.backends.machine.cpu_level import usable_features
 from millstream.backends.torch.decoder.config import is_native, read_config
 from millstream.backends.torch.kernels.interface import KVCacheDtype
 from millstream.backends.torch.kernels.native_kernels import NativeKernels
@@ -143,7 +143,7 @@ def test_quantised_caches_stay_near_the_plain_one(kind: KVCacheDtype, most: floa
 
 
 @pytest.mark.skipif(
-    "amx_bf16" in cpu_features(), reason="oneDNN's tiles do not give a row the same in every batch"
+    "amx_bf16" in usable_features(), reason="oneDNN's tiles do not give a row the same in every batch"
 )
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2"])
