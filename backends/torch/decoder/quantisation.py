@@ -15,6 +15,8 @@ from ...worker import QUANTIZATIONS
 BITS: Mapping[str, int | None] = MappingProxyType({"none": None, "int8": 8, "int4": 4})
 """Bits of a weight in a layer, by the names of QUANTIZATIONS."""
 _DTYPES = ("float32", "bfloat16")
+_HALF_ZERO = 64
+"""What oneDNN, whose activations have no sign, is to take for zero in half an activation: -64 to 64."""
 
 
 def check_quantization(
@@ -69,14 +71,19 @@ class OneDnnInt8Linear:
         return cls(packed, scales, zeros, None if bias is None else bias.float(), dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[T, inputs] -> [T, outputs]."""
+        """[T, inputs] -> [T, outputs].
+
+        Without VNNI, oneDNN adds pairs of products of an unsigned and a signed byte in 16 bits, which
+        saturate. Activations go in as two halves of 7 bits each, so that no pair exceeds 2 * 128 * 127 and
+        the sums are exact on every CPU; weights are still read once.
+        """
         values, scales = quantise_rows(x)
-        # oneDNN takes activations without a sign, whose zero is 128 here.
-        unsigned = (values.to(torch.int16) + 128).to(torch.uint8)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned,
+        upper = values >> 1
+        halves = torch.cat((upper, values - upper))
+        sums: Tensor = torch.ops.onednn.qlinear_pointwise(
+            (halves + _HALF_ZERO).to(torch.uint8),
             1.0,
-            128,
+            _HALF_ZERO,
             self.packed,
             self.scales,
             self.zero_points,
@@ -88,7 +95,7 @@ class OneDnnInt8Linear:
             [],
             "",
         )
-        y = y * scales[:, None]
+        y = (sums[: len(x)] + sums[len(x) :]) * scales[:, None]
         return (y if self.bias is None else y + self.bias).to(self.dtype)
 
 

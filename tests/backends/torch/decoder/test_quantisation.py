@@ -27,6 +27,7 @@ from millstream.backends.worker import WorkerConfig
 from millstream.errors import InvalidArgument, NotSupported
 from millstream.scheduler.sampling_params import SamplingParams
 
+from ....lower_levels import LOWER_LEVELS, run_at
 from ..checkpoints import save_checkpoint
 from ..driver import LEVELS, Driver, native_worker
 
@@ -232,9 +233,12 @@ def test_rows_are_quantised_alone() -> None:
     assert ((values * scales[:, None] - x).abs() <= scales[:, None] * 0.5001).all()
 
 
-@pytest.mark.skipif(
+needs_onednn = pytest.mark.skipif(
     "onednn" not in torch.backends.quantized.supported_engines, reason="torch has no 8-bit products here"
 )
+
+
+@needs_onednn
 @pytest.mark.parametrize("rows", [1, 3, 33])
 def test_the_layer_made_of_torch_operators(rows: int) -> None:
     weight, bias, x = torch.randn(48, 96), torch.randn(48), torch.randn(rows, 96)
@@ -246,6 +250,31 @@ def test_the_layer_made_of_torch_operators(rows: int) -> None:
     assert half.dtype == torch.bfloat16
 
 
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 4, 33])
+def test_products_of_torch_operators_are_exact_where_16_bits_overflow(rows: int) -> None:
+    weight, x = torch.full((48, 512), 127.0), torch.full((rows, 512), 127.0)
+    weight[1::2] *= -1
+    x[::2, ::3] *= -1
+    exact = x.double() @ weight.double().t()
+    assert torch.equal(OneDnnInt8Linear.make(weight, None, torch.float32)(x).double(), exact)
+
+
+@needs_onednn
+@pytest.mark.parametrize("level", LOWER_LEVELS)
+def test_torch_operators_at_lower_levels(level: str) -> None:
+    run_at(
+        level,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "(torch_operators and not lower) or without_native_kernels",
+        __file__,
+    )
+
+
+@needs_onednn
 @pytest.mark.parametrize("family", ["qwen2", "llama-bias"])
 def test_int8_without_native_kernels(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(family, tmp_path)
