@@ -122,17 +122,29 @@ class GPTNeoModule(PagedModule):
 
 
 class GPTJModule(PagedModule):
-    """Takes the place of GPTJAttention."""
+    """Takes the place of GPTJAttention, to which transformers hands sines and cosines down since 5.24.
+
+    Before, each module has a table of its own.
+    """
 
     @staticmethod
     def describe(inner: Any) -> tuple[KVShape, AttentionSpec]:
         dim = inner.head_dim
         return KVShape(inner.num_attention_heads, dim, dim), AttentionSpec(scale=dim**-0.5)
 
-    def forward(self, hidden_states: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, None]:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_ids: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
         inner = self.inner
         query, key, value = self.project(hidden_states)
-        sin, cos = inner.embed_positions.to(position_ids.device)[position_ids].to(key.dtype).chunk(2, dim=-1)
+        if position_embeddings is None:
+            table = inner.embed_positions.to(key.device)[position_ids]
+            position_embeddings = table.to(key.dtype).chunk(2, dim=-1)
+        sin, cos = position_embeddings
         output = self.attend(self._rotate(query, sin, cos), self._rotate(key, sin, cos), value)
         return inner.out_proj(output), None
 
