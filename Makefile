@@ -40,6 +40,7 @@ types: $(VENV)/.installed-dev $(IMPORTS)/millstream  ## check types with mypy
 	cd $(IMPORTS) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		-p millstream
 
+# MILLSTREAM_CPU_LEVEL=avx2 make unit (or generic): the same at a lower level of CPU features than the CPU has.
 unit: $(VENV)/.installed-dev $(LLAMA_INDEX)/.installed  ## all tests, and which thirty were the slowest
 	LLAMA_INDEX_PYTHON=$(abspath $(LLAMA_INDEX)/bin/python) $(BIN)/python -m pytest -q $(PARALLEL) --durations 30
 

@@ -90,6 +90,7 @@ def test_an_unknown_model_is_an_error(capsys: pytest.CaptureFixture[str]) -> Non
     assert "./no/such/folder" in capsys.readouterr().err
 
 
+@pytest.mark.torch
 def test_a_forced_level_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "forced_level", lambda: "avx2")
     assert main(["doctor"]) == 0

@@ -79,6 +79,7 @@ def test_a_level_that_comes_after_torch_is_refused(monkeypatch):
     bind_libraries()
 
 
+@pytest.mark.torch
 @pytest.mark.skipif("avx2" not in AVAILABLE, reason="torch names no levels of this CPU")
 @pytest.mark.parametrize("level", LOWER_LEVELS)
 def test_torch_and_the_kernels_are_bound(level):
