@@ -76,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test imports torch. One of several processes keeps to its share of the CPUs, with its own."""
+    """Before any test imports torch. One of several processes keeps to its share of the CPUs."""
     bind_libraries()
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):

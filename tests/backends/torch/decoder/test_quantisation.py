@@ -263,15 +263,8 @@ def test_products_of_torch_operators_are_exact_where_16_bits_overflow(rows: int)
 @needs_onednn
 @pytest.mark.parametrize("level", LOWER_LEVELS)
 def test_torch_operators_at_lower_levels(level: str) -> None:
-    run_at(
-        level,
-        "-m",
-        "pytest",
-        "-q",
-        "-k",
-        "(torch_operators and not lower) or without_native_kernels",
-        __file__,
-    )
+    chosen = "(torch_operators and not lower) or without_native_kernels"
+    run_at(level, "-m", "pytest", "-q", "-k", chosen, __file__)
 
 
 @needs_onednn
