@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,10 +131,12 @@ ENGINE_FLAGS = (
 """What every command that loads a model takes."""
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+def add_engine_flags(
+    parser: argparse.ArgumentParser, title: str = "engine", flags: Sequence[EngineFlag] = ENGINE_FLAGS
+) -> None:
     """Flags of the model's configuration, all but the model's name; what is not given keeps its default."""
-    group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
-    for flag in ENGINE_FLAGS:
+    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+    for flag in flags:
         if flag.read is _switch:
             text = "compute every prompt from its start"
             group.add_argument("--no-prefix-cache", dest=flag.field, action="store_false", help=text)

@@ -1,14 +1,13 @@
 """`millstream serve`: models behind OpenAI's HTTP routes."""
 
 import argparse
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ...engine import AsyncEngine, ModelConfig, Policy
+from ...engine import AsyncEngine, Policy
 from ...errors import InvalidArgument
 from ..server.app import create_app
 from ..server.config import ServerConfig
@@ -18,10 +17,10 @@ from ..server.metrics import ServerMetrics
 from ..server.service import ModelService
 from ..server.serving import run_server
 from ..server.tracing import start_tracing
-from .options import DEFAULT_MODEL, add_engine_flags, model_config
+from .options import DEFAULT_MODEL, add_engine_flags
+from .served_models import ADMISSION_FLAGS, GRAMMAR, MAX_QUEUED_REQUESTS, fitted, model_configs
 from .terminal import loading_line
 
-_MAX_QUEUED_REQUESTS = 1024
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -31,13 +30,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         default=[DEFAULT_MODEL],
-        metavar="MODEL",
-        help="folder, hub id or bundled name, or NAME=one of these; the first is the default",
+        metavar=GRAMMAR,
+        help="folder, hub id or bundled name, under a NAME of its own and with options for it alone: the "
+        "engine and admission flags without their dashes, as in small=./model,max_length=1024,threads=2; the "
+        "first model is the one of requests that name none",
     )
     _add_server_flags(parser)
     _add_key_flags(parser)
-    _add_engine_limits(parser)
     add_engine_flags(parser)
+    add_engine_flags(parser, "admission", ADMISSION_FLAGS)
 
 
 def _add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,19 +85,6 @@ def _add_key_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-keys", type=Path, metavar="FILE", help="YAML or JSON list of names and keys")
 
 
-def _add_engine_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("admission", argument_default=argparse.SUPPRESS)
-    add = group.add_argument
-    add(
-        "--max-queued-requests",
-        type=int,
-        metavar="N",
-        help=f"over so many: 429 (default {_MAX_QUEUED_REQUESTS})",
-    )
-    add("--max-queued-tokens", type=int, metavar="N", help="over so many prompt tokens in the queue: 429")
-    add("--queue-timeout", type=float, metavar="SECONDS", help="longest wait for the first step")
-
-
 def run(options: argparse.Namespace) -> int:
     """The command; returns its exit status."""
     keys, admin_key = _keys(options.api_keys)
@@ -112,9 +100,11 @@ def run(options: argparse.Namespace) -> int:
     app = create_app(service, config, metrics, tracing)
 
     async def load() -> None:
-        for model in configs:
+        fitting = [await asyncio.to_thread(fitted, config, options) for config in configs]
+        await service.install(fitting)
+        for model in fitting:
             with loading_line(model.installed_name) as progress:
-                await service.load(model, progress=progress)
+                await service.start(model, progress=progress)
 
     try:
         return run_server(app, config, prepare=load)
@@ -156,30 +146,8 @@ def model_defaults(keys: Sequence[ApiKey] = ()) -> dict[str, Any]:
 
     Its queue is bounded, and with API keys models are shared fairly between them.
     """
-    defaults: dict[str, Any] = {"max_queued_requests": _MAX_QUEUED_REQUESTS}
+    defaults: dict[str, Any] = {"max_queued_requests": MAX_QUEUED_REQUESTS}
     if keys:
         defaults["policy"] = Policy.FAIR
         defaults["tenant_weights"] = {key.name: key.weight for key in keys}
     return defaults
-
-
-def model_configs(options: argparse.Namespace, defaults: Mapping[str, Any]) -> list[ModelConfig]:
-    """One configuration per model; together they keep to the memory fraction, in equal shares.
-
-    Raises:
-        InvalidArgument: a value lies outside its range, or two models have the same name.
-    """
-    configs: list[ModelConfig] = []
-    for number, text in enumerate(options.models, start=1):
-        name, equals, model = text.partition("=")
-        config = model_config(
-            options, model=model if equals else text, name=name if equals else "", **defaults
-        )
-        # A model's plan counts what runs already, so the n-th may go up to n shares.
-        share = config.memory_fraction * number / len(options.models)
-        configs.append(msgspec.structs.replace(config, memory_fraction=share))
-    names = [config.installed_name for config in configs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidArgument("MODEL", name, "names that differ: write NAME=MODEL")
-    return configs

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ...backends.worker import Progress, Tokenizer
 from ...engine import AsyncEngine, ModelConfig, ModelState, ResultQueue
-from ...errors import ModelNotFound
+from ...errors import MillstreamError, ModelError, ModelNotFound
 from ..models import Model
 
 
@@ -98,8 +98,35 @@ class ModelService:
         Raises:
             ModelError, InvalidArgument, NotSupported: as AsyncEngine's; nothing of it is left.
         """
+        await self.install((config,))
+        return await self.start(config, progress=progress)
+
+    async def install(self, configs: Sequence[ModelConfig]) -> None:
+        """Look at models before one of them is loaded: their files, and what they would take.
+
+        Raises:
+            ModelError, InvalidArgument, NotSupported: one is refused; then none is left. Of several, a
+                ModelError says which.
+        """
+        installed: list[str] = []
+        try:
+            for config in configs:
+                await self.engine.install_model(config)
+                installed.append(config.installed_name)
+        except BaseException as error:
+            for name in installed:
+                await self.engine.release_model(name)
+            if isinstance(error, MillstreamError) and len(configs) > 1:
+                raise ModelError(f"{config.installed_name}: {error}") from error
+            raise
+
+    async def start(self, config: ModelConfig, *, progress: Progress | None = None) -> Model:
+        """Load a model that is installed. `progress` is called from another thread.
+
+        Raises:
+            ModelError, InvalidArgument, NotSupported: as AsyncEngine's; nothing of it is left.
+        """
         name = config.installed_name
-        await self.engine.install_model(config)
         try:
             await self.engine.start_model(name, progress=progress)
         except BaseException:
