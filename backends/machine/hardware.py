@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 CPU_FEATURES = frozenset(
     {
@@ -99,6 +98,8 @@ def physical_cores(root: Path = _ROOT, allowed: Iterable[int] | None = None) -> 
         cores.add((package, core) if core is not None else cpu)
     count = len(cores)
     if not (topology / "cpu0/topology").is_dir():
+        import psutil
+
         count = min(psutil.cpu_count(logical=False) or count, count)
     quota = cpu_quota(root)
     return max(1, count if quota is None else min(count, ceil(quota)))
@@ -205,6 +206,8 @@ def _machine_memory(root: Path) -> MemoryLimit:
     numbers = _numbers(root / "proc/meminfo")
     total, available = numbers.get("MemTotal:"), numbers.get("MemAvailable:")
     if total is None or available is None:
+        import psutil
+
         memory = psutil.virtual_memory()
         return MemoryLimit(memory.total, memory.total - memory.available, "machine")
     return MemoryLimit(total * 1024, (total - available) * 1024, "machine")

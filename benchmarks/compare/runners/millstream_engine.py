@@ -1,6 +1,6 @@
 """Millstream itself, as a program uses it: an AsyncEngine, and a coroutine that reads each request's queue.
 
-Settings: fields of ModelConfig.
+Settings: fields of ModelConfig, before what the job implies.
 """
 
 import asyncio
@@ -28,17 +28,15 @@ class MillstreamServer:
         self._runner = asyncio.Runner(loop_factory=new_event_loop)
         self._engine = AsyncEngine()
         blocks_of_one = -(-job.max_length // _BLOCK_SIZE)
-        config = ModelConfig(
-            model=job.model,
-            name=_MODEL,
-            threads=job.threads,
-            max_length=job.max_length,
-            max_num_seqs=job.in_flight,
-            block_size=_BLOCK_SIZE,
-            num_blocks=job.num_sequences * blocks_of_one,
-            enable_prefix_cache=job.prefix_cache,
-            **settings,
-        )
+        implied: dict[str, Any] = {
+            "threads": job.threads,
+            "max_length": job.max_length,
+            "max_num_seqs": job.in_flight,
+            "block_size": _BLOCK_SIZE,
+            "num_blocks": job.num_sequences * blocks_of_one,
+            "enable_prefix_cache": job.prefix_cache,
+        }
+        config = ModelConfig(model=job.model, name=_MODEL, **(implied | settings))
         try:
             self._runner.run(self._start(config))
         except BaseException:

@@ -1,7 +1,7 @@
 """transformers' `generate` with batches that begin and end together, as a script without a server uses it.
 
 Prompts are padded on the left to the longest of their batch, and a batch goes on until its longest output is
-there. Settings: dtype, batch_size.
+there. Settings: dtype, batch_size, device (the CPU by default).
 """
 
 import logging
@@ -28,7 +28,7 @@ class _EachStep(StoppingCriteria):
         for number, token in zip(self._batch, input_ids[:, -1].tolist(), strict=True):
             if not self._load.receive(number, []):
                 self._load.receive(number, [token])
-        return torch.zeros(len(self._batch), dtype=torch.bool)
+        return torch.zeros(len(self._batch), dtype=torch.bool, device=input_ids.device)
 
 
 class StaticServer:
@@ -38,9 +38,11 @@ class StaticServer:
         torch.set_num_threads(job.threads)
         transformers.utils.logging.set_verbosity(logging.ERROR)
         self._batch_size = int(job.settings["batch_size"])
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
+        self._device = str(job.settings.get("device", "cpu"))
+        module: Any = AutoModelForCausalLM.from_pretrained(
             job.model, dtype=getattr(torch, str(job.settings["dtype"])), attn_implementation="sdpa"
         )
+        self._model = module.to(self._device)
         self._model.generation_config.eos_token_id = None
 
     def serve(self, load: Load) -> None:
@@ -49,9 +51,11 @@ class StaticServer:
             prompts = [load.requests[number].token_ids for number in batch]
             longest = max(map(len, prompts))
             padding = [longest - len(prompt) for prompt in prompts]
+            ids = [[_PADDING_ID] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+            mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
             self._model.generate(
-                torch.tensor([[_PADDING_ID] * pad + ids for pad, ids in zip(padding, prompts, strict=True)]),
-                attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+                torch.tensor(ids, device=self._device),
+                attention_mask=torch.tensor(mask, device=self._device),
                 do_sample=False,
                 max_new_tokens=max(load.requests[number].output_len for number in batch),
                 pad_token_id=_PADDING_ID,
