@@ -25,6 +25,7 @@ NEEDS = {
         "backends/machine/test_pages.py",
         "backends/native",
         "backends/torch",
+        "benchmarks/test_gpu_check.py",
         "benchmarks/test_kernels.py",
         "benchmarks/test_quality.py",
         "benchmarks/test_random_checkpoint.py",
