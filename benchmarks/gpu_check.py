@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
+
+from .limited import run_limited
 
 _FAULT_LINES = 12
 _WIDTH = 180
@@ -71,30 +72,14 @@ def run_step(step: Step, arguments: Sequence[str], environment: Mapping[str, str
     """Run a step in a process of its own, which writes its details or its fault to `out`."""
     command = [sys.executable, "-P", "-m", f"{__package__}.gpu_steps", step.name, str(out), *arguments]
     started = monotonic()
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    timed_out = False
-    try:
-        said, _ = process.communicate(timeout=step.seconds)
-    except subprocess.TimeoutExpired:
-        timed_out = True
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
+    ended = run_limited(command, environment, step.seconds)
     result = Result(name=step.name, status="failed", seconds=monotonic() - started)
-    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
-    if timed_out:
+    said = ended.lines[-_FAULT_LINES:]
+    if ended.returncode is None:
         result.status = "timed out"
-        result.fault = [*lines[-_FAULT_LINES:], f"not done after {step.seconds:.0f} s"]
+        result.fault = [*said, f"not done after {step.seconds:.0f} s"]
     elif not out.exists():
-        result.fault = [f"the process ended with {process.returncode}", *lines[-_FAULT_LINES:]]
+        result.fault = [f"the process ended with {ended.returncode}", *said]
     else:
         answer = json.loads(out.read_text(encoding="utf-8"))
         result.details = answer["details"]

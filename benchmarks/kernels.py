@@ -26,6 +26,7 @@ from ..errors import InvalidArgument, NotSupported
 from .architectures import Architecture
 from .environment import write_report
 from .known_shapes import SHAPES
+from .options import require_at_least
 from .random_checkpoint import write_checkpoint
 
 GROUPS = ("attention", "linear", "rows", "sampling", "steps")
@@ -184,19 +185,7 @@ def _run(argv: Sequence[str]) -> int:
     for level in options.levels:
         if level not in found:
             raise InvalidArgument("--levels", level, ", ".join(found))
-    for name, values in (
-        ("--batches", options.batches),
-        ("--lengths", options.lengths),
-        ("--rows", options.rows),
-        ("--sampling-rows", [options.sampling_rows]),
-        ("--prefills", options.prefills),
-    ):
-        if min(values) < 1:
-            raise InvalidArgument(name, min(values), "1 or more")
-    if options.threads < 0:
-        raise InvalidArgument("--threads", options.threads, "0 or more")
-    if not options.seconds >= 0:
-        raise InvalidArgument("--seconds", options.seconds, "0 or more")
+    require_at_least(options, batches=1, lengths=1, rows=1, sampling_rows=1, prefills=1, threads=0, seconds=0)
     threads = options.threads or inspect_hardware().physical_cores
     with _checkpoint(options) as folder:
         figures = _measure_all(options, folder, threads, found[0])

@@ -20,6 +20,7 @@ from ..engine import Engine
 from ..errors import InvalidArgument
 from .datasets import plain_token_ids, random_prompts
 from .environment import write_report
+from .options import require_at_least
 from .throughput import report, serve
 from .workload import Workload
 
@@ -90,9 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    for name, least in (("batch_size", 1), ("n", 1), ("num_iters", 1), ("num_iters_warmup", 0)):
-        if getattr(options, name) < least:
-            raise InvalidArgument(f"--{name.replace('_', '-')}", getattr(options, name), f"{least} or more")
+    require_at_least(options, batch_size=1, n=1, num_iters=1, num_iters_warmup=0)
     if options.prefix_cache and "enable_prefix_cache" in options:
         raise InvalidArgument("--prefix-cache", True, "not together with --no-prefix-cache")
     config = model_config(options, enable_prefix_cache=options.prefix_cache)

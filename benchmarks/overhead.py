@@ -9,7 +9,6 @@ one core, so the time of the engine's thread and of the worker's thread add up.
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,11 @@ from ..api.cli.terminal import CommandParser, command_status
 from ..backends.bundled import PYHELP
 from ..backends.text.tokenizer import HFTokenizer
 from ..engine import AsyncEngine, ModelConfig, ResultQueue
-from ..errors import InvalidArgument, MillstreamError, NotSupported
+from ..errors import MillstreamError
 from ..scheduler import SamplingParams
+from .cores import allowed_cores, bound_to
 from .environment import write_report
+from .options import require_at_least
 from .replay import Mark, ReplayBackend, sample_text
 
 _PROMPT_TOKENS = 64
@@ -175,13 +176,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    for name, least, values in (
-        ("--runs", 1, [options.runs]),
-        ("--running", 1, options.running),
-        ("--max-steps", 2, [options.max_steps]),
-    ):
-        if min(values) < least:
-            raise InvalidArgument(name, min(values), f"{least} or more")
+    require_at_least(options, runs=1, running=1, max_steps=2)
     setting = Setting(
         runs=options.runs,
         readers=options.readers,
@@ -189,7 +184,8 @@ def _run(argv: Sequence[str]) -> int:
         one_core=options.one_core,
         max_steps=options.max_steps,
     )
-    with _core(setting.one_core), _profile(options.profile):
+    core = allowed_cores()[-1] if setting.one_core else None
+    with bound_to(core), _profile(options.profile):
         levels = []
         print(f"{'running':>8}{'engine us':>12}{'execute us':>12}{'cpu us':>10}{'tokens/s':>12}")
         for running in options.running:
@@ -203,22 +199,6 @@ def _run(argv: Sequence[str]) -> int:
     if options.output_json is not None:
         write_report(options.output_json, Report(setting=setting, levels=levels))
     return 0
-
-
-@contextmanager
-def _core(one: bool) -> Iterator[None]:
-    """Bind the process to the last core it may use, where the system can."""
-    if not one:
-        yield
-        return
-    if not hasattr(os, "sched_setaffinity"):
-        raise NotSupported("this system cannot bind a process to a core; use --all-cores")
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 @contextmanager

@@ -26,9 +26,10 @@ from ..backends.bundled.facts import load_facts
 from ..backends.bundled.phrasing import canonical_question
 from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS, Tokenizer
 from ..engine import Engine, ModelConfig, ResultQueue, SamplingParams
-from ..errors import InvalidArgument, MillstreamError
+from ..errors import MillstreamError
 from .datasets import plain_token_ids, random_prompts
 from .environment import write_report
+from .options import require_at_least
 
 SETTINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -254,9 +255,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    for name in ("num_prompts", "output_len"):
-        if getattr(options, name) < 1:
-            raise InvalidArgument(f"--{name.replace('_', '-')}", getattr(options, name), "1 or more")
+    require_at_least(options, num_prompts=1, output_len=1)
     config = model_config(options)
     plain = msgspec.structs.replace(config, quantization="none", kv_cache_dtype="auto")
     asked = SETTINGS

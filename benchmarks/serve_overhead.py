@@ -9,7 +9,6 @@ part, while every stream was running: neither the intake of all requests at once
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -25,8 +24,10 @@ import psutil
 
 from ..api.cli.running import run_async
 from ..api.cli.terminal import CommandParser, command_status
-from ..errors import InvalidArgument, MillstreamError, NotSupported
+from ..errors import MillstreamError
+from .cores import allowed_cores, bound_to
 from .environment import write_report
+from .options import require_at_least
 from .serve.flags import make_parser
 from .serve.measurement import Measurement, measure
 from .serve.outcome import Outcome, State
@@ -111,7 +112,7 @@ class Server:
             MillstreamError: it has ended instead; says what it said.
         """
         command = [sys.executable, "-m", "millstream.benchmarks.serve.application", *arguments]
-        with _bound_to(core):  # a process inherits the binding of the one that starts it
+        with bound_to(core):  # a process inherits the binding of the one that starts it
             self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         self._log: IO[str] = self._process.stderr
@@ -214,20 +215,6 @@ def steady_part(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     return begin, end
 
 
-@contextmanager
-def _bound_to(core: int | None) -> Iterator[None]:
-    """Bind this process, and what it starts meanwhile, to one core; None leaves it alone."""
-    if core is None:
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m millstream.benchmarks.serve_overhead",
@@ -253,11 +240,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    for name, least in (("streams", 1), ("tokens", 3), ("runs", 1), ("step_ms", 0)):
-        if not getattr(options, name) >= least:
-            flag = f"--{name.replace('_', '-')}"
-            raise InvalidArgument(flag, getattr(options, name), f"{least} or more")
-    server_core, client_core = _cores() if options.bound else (None, None)
+    require_at_least(options, streams=1, tokens=3, runs=1, step_ms=0)
+    client_core, *_, server_core = allowed_cores(2) if options.bound else (None, None)
     server = Server(
         server_core,
         [
@@ -267,7 +251,7 @@ def _run(argv: Sequence[str]) -> int:
     )
     levels: list[Level] = []
     try:
-        with _bound_to(client_core):
+        with bound_to(client_core):
             print(_HEADER)
             for _ in range(options.runs):
                 for route in options.routes:
@@ -294,20 +278,6 @@ def _print(level: Level) -> None:
         f"{level.client_cpu:8.2f}{level.mean_ttft_ms:9.0f}",
         flush=True,
     )
-
-
-def _cores() -> tuple[int, int]:
-    """One for the server, one for the client.
-
-    Raises:
-        NotSupported: there are no two, or the system cannot bind a process to a core.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        raise NotSupported("this system cannot bind a process to a core; use --all-cores")
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) < 2:
-        raise NotSupported("server and client need a core each; use --all-cores")
-    return allowed[-1], allowed[0]
 
 
 if __name__ == "__main__":

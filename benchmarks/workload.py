@@ -16,6 +16,7 @@ from .datasets import (
     random_prompts,
     sharegpt_prompts,
 )
+from .options import require_at_least
 
 _FLAGS_OF = {
     "random": ("input_len", "output_len", "prefix_len", "random_range_ratio"),
@@ -77,9 +78,7 @@ def make_workload(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size:
     Raises:
         InvalidArgument: a value is out of range, or a flag does not belong to the data set.
     """
-    for name, least in (("num_prompts", 1), ("n", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise InvalidArgument(f"--{name.replace('_', '-')}", getattr(options, name), f"{least} or more")
+    require_at_least(options, num_prompts=1, n=1, seed=0)
     given = {flag: getattr(options, flag) for flag in _DATASET_FLAGS if flag in options}
     dataset = _dataset_name(options, given)
     prompts = _make_prompts(dataset, given, options, tokenizer, vocab_size)

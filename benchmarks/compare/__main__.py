@@ -17,6 +17,7 @@ from ...backends.machine.hardware import inspect_hardware
 from ...errors import InvalidArgument
 from ..environment import write_report
 from ..known_shapes import SHAPES
+from ..options import require_at_least
 from .environments import Layout
 from .measuring import Measure, Measurer, with_best_settings
 from .peers import PEERS, Peer, counterparts
@@ -131,9 +132,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    for flag, least in (("runs", 1), ("threads", 0)):
-        if getattr(options, flag) < least:
-            raise InvalidArgument(f"--{flag}", getattr(options, flag), f"{least} or more")
+    require_at_least(options, runs=1, threads=0)
     if not options.timeout > 0:
         raise InvalidArgument("--timeout", options.timeout, "seconds above 0")
     peers = [peer for peer in PEERS if peer.name in options.peers]

@@ -1,13 +1,12 @@
 """Runs one engine on one workload in a process of its own."""
 
 import os
-import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..limited import run_limited
 from .environments import Layout
 from .peers import Peer
 from .runners.protocol import Job, Outcome, read_outcome, write
@@ -101,26 +100,10 @@ def run_job(job: Job, program: Sequence[str], timeout: float) -> Outcome:
         write(asked, job)
         # Without a hub: everything that is needed is on this machine.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        process = subprocess.Popen(
-            [*program, str(asked), str(answered)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            said, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
+        ended = run_limited([*program, str(asked), str(answered)], environment, timeout)
+        if ended.returncode is None:
             return Outcome(failure=f"not done after {timeout:g} s")
-        finally:
-            if process.poll() is None:
-                # With its children: as long as one lives, the pipe stays open.
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
         if answered.exists():
             return read_outcome(answered)
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return Outcome(failure=f"ended with {process.returncode}: {' / '.join(lines[-_LAST_LINES:])}")
+        said = " / ".join(line.strip() for line in ended.lines[-_LAST_LINES:])
+        return Outcome(failure=f"ended with {ended.returncode}: {said}")
