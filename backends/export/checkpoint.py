@@ -54,7 +54,7 @@ def check_paths(out: Path, *folders: Path) -> None:
         if not folder.is_dir():
             raise ModelNotFound(f"there is no folder {str(folder)!r}")
     if find_spec("gguf") is None:
-        raise NotSupported("writing GGUF files needs the gguf package: pip install 'millstream[llamacpp]'")
+        raise NotSupported("writing GGUF files needs the gguf package: pip install gguf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

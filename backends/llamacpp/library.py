@@ -61,8 +61,7 @@ class _Library:
             self.api: Any = import_with_openmp("llama_cpp.llama_cpp")
         except ImportError as error:
             raise NotSupported(
-                "GGUF models need llama-cpp-python, which is not installed: "
-                "pip install 'millstream[llamacpp]'"
+                "GGUF models need llama-cpp-python, which is not installed: pip install llama-cpp-python gguf"
             ) from error
         except (OSError, RuntimeError) as error:
             raise NotSupported(f"llama-cpp-python is installed but does not load: {error}") from error

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> int:
     plan = make_plan(make_parser().parse_args(argv))
     if find_spec("aiohttp") is None:
-        raise NotSupported("aiohttp is not installed: pip install 'millstream[bench]'")
+        raise NotSupported("aiohttp is not installed: pip install aiohttp")
     from .measurement import measure
 
     measured = run_async(measure(plan))

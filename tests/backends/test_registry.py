@@ -54,7 +54,7 @@ def test_gguf_without_llama_cpp_names_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "model.gguf")], capture_output=True, text=True, check=True
     )
-    assert "pip install 'millstream[llamacpp]'" in done.stdout
+    assert "pip install llama-cpp-python gguf" in done.stdout
 
 
 def test_unknown_backend_lists_the_names(folder: Path) -> None:
