@@ -125,13 +125,9 @@ class OutputProcessor:
         """Take a new request's output in."""
         self._outputs[output.request.request_id] = output
 
-    def queues(self) -> list[ResultQueue]:
-        """Queues of all open outputs."""
-        return [output.queue for output in self._outputs.values()]
-
-    def adapters(self) -> set[str | None]:
-        """Adapters that open outputs' requests run under."""
-        return {output.request.adapter for output in self._outputs.values()}
+    def live(self) -> list[Output]:
+        """All open outputs."""
+        return list(self._outputs.values())
 
     def publish(
         self, batch: Batch, served: Sequence[Request], result: StepResult, now: float

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from time import monotonic
 
 from ..backends.worker import Worker
@@ -27,7 +28,7 @@ class StepLoop:
     """Owns the scheduler and the outputs of one running model; the worker is called in `executor`.
 
     Other threads reach in through `submit` and `cancel` alone. What they ask for waits in an inbox and is
-    applied between two steps, so the scheduler needs no lock.
+    applied between two steps, so neither the scheduler nor the open outputs need a lock.
     """
 
     def __init__(self, worker: Worker, scheduler: Scheduler, executor: ThreadPoolExecutor) -> None:
@@ -39,6 +40,8 @@ class StepLoop:
         self._changed = asyncio.Event()
         self._idle = True
         self._admission = threading.Lock()
+        self._submitted: deque[Sequence[Output]] = deque()
+        """Let in and not added yet, in the inbox's order."""
         self._pending_requests = 0
         self._pending_tokens = 0
         self._closed: str | None = None
@@ -87,9 +90,8 @@ class StepLoop:
             )
             self._pending_requests += len(outputs)
             self._pending_tokens += prompt * len(outputs)
-            for output in outputs:
-                self._outputs.open(output)
-            self._post(lambda now: self._add(outputs))
+            self._submitted.append(outputs)
+            self._post(self._add_submitted)
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End these requests at the next step; those that have ended are left alone."""
@@ -125,11 +127,16 @@ class StepLoop:
 
     def live_queues(self) -> list[ResultQueue]:
         """Queues of the requests that have been submitted and have not ended."""
-        return self._outputs.queues()
+        return [output.queue for output in self._live_outputs()]
 
     def live_adapters(self) -> set[str | None]:
-        """Adapters that requests which have not ended run under."""
-        return self._outputs.adapters()
+        """Adapters that requests which have been submitted and have not ended run under."""
+        return {output.request.adapter for output in self._live_outputs()}
+
+    def _live_outputs(self) -> list[Output]:
+        """Open outputs, and those still in the inbox; on the loop's thread, which alone moves them."""
+        with self._admission:
+            return [*self._outputs.live(), *chain.from_iterable(self._submitted)]
 
     async def _all_finished(self) -> None:
         while queues := self.live_queues():
@@ -224,13 +231,15 @@ class StepLoop:
         if self._idle:
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    def _add(self, outputs: Sequence[Output]) -> None:
-        prompt = outputs[0].request.num_prompt_tokens
-        for output in outputs:
-            self.scheduler.add(output.request)
+    def _add_submitted(self, now: float) -> None:
+        """Open the outputs of the request that was submitted first, and let the scheduler have it."""
         with self._admission:
+            outputs = self._submitted.popleft()
+            for output in outputs:
+                self._outputs.open(output)
+                self.scheduler.add(output.request)
             self._pending_requests -= len(outputs)
-            self._pending_tokens -= prompt * len(outputs)
+            self._pending_tokens -= outputs[0].request.num_prompt_tokens * len(outputs)
 
     def _finish(self, requests: Sequence[Request], reason: FinishReason, now: float) -> None:
         for request in requests:
