@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import msgspec
 from ...engine import FinishReason, ResultQueue
 from ...errors import MillstreamError, ModelStateError
 from ...scheduler import SamplingParams
-from .batch_file import InputRow, ResultRow, SampleRow
+from .batch_file import InputRow, Result, ResultRow, Row, SampleRow
+from .openai_batch import BatchCaller, BatchRequest
 from .running import PromptMaker, RunningModel
 
 
@@ -21,12 +23,21 @@ class Completer:
         self._maker = maker
         self._sampling = sampling
 
-    async def complete(self, row: InputRow) -> ResultRow:
+    @cached_property
+    def _batch(self) -> BatchCaller:
+        return BatchCaller(self._model.engine, self._model.config)
+
+    async def complete(self, row: Row) -> Result:
         """The row's result; what is wrong with the row alone becomes its error.
 
         Raises:
             ModelStateError: the model does not run any more.
         """
+        if isinstance(row, BatchRequest):
+            return await self._batch.answer(row)
+        return await self._complete(row)
+
+    async def _complete(self, row: InputRow) -> ResultRow:
         blank = ResultRow(
             index=row.index, custom_id=row.custom_id, model=self._model.name, extra=row.extra, error=row.error
         )
@@ -60,7 +71,7 @@ class Completer:
 
 
 async def complete_rows(
-    completer: Completer, rows: Iterable[InputRow], write: Callable[[ResultRow], None], limit: int
+    completer: Completer, rows: Iterable[Row], write: Callable[[Result], None], limit: int
 ) -> None:
     """Complete all rows, at most `limit` of them at a time, and write each when it is ready."""
     remaining = iter(rows)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import msgspec
 
 from ...engine import ModelConfig, ResultQueue
 from ...errors import InvalidArgument, MillstreamError
-from .batch_file import InputRow, Key, ResultRow, finished_rows, read_rows
+from .batch_file import InputRow, Key, Result, Row, finished_rows, read_rows
 from .completer import Completer, complete_rows
+from .openai_batch import BatchRequest
 from .options import (
     MODEL_HELP,
     add_engine_flags,
@@ -28,9 +29,18 @@ from .terminal import counting_bar
 
 SOME_FAILED = 1
 
+_ROWS = """A row of --input has prompt (a text or token ids) or messages (a conversation); where wanted
+custom_id (its name in the results) and sampling parameters under the names of the flags or of the server's
+fields (max_tokens, min_tokens, …), at the row's top or in an object params; the rest comes back as extra.
+A result has index, custom_id, model, outputs (text, finish_reason, output_tokens, token_ids), prompt_tokens,
+cached_tokens, extra and error. Rows of OpenAI's batch format (custom_id, method, url, body; for
+/v1/chat/completions, /v1/completions and /v1/embeddings) are answered in its form: id, custom_id, response
+(status_code, request_id, body) and error."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `generate`."""
+    parser.epilog = _ROWS
     parser.add_argument(
         "words",
         nargs="*",
@@ -39,9 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "or owner/name is the model",
     )
     parser.add_argument("--model", default=argparse.SUPPRESS, help=MODEL_HELP)
-    parser.add_argument(
-        "--input", metavar="FILE", help="rows of JSON with prompt or messages, - for standard input"
-    )
+    parser.add_argument("--input", metavar="FILE", help="rows of JSON (see below), - for standard input")
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -124,6 +132,10 @@ class GenerateTask:
     async def run(self) -> int:
         """Load the model and do it; returns the exit status."""
         name = self.config.installed_name
+        rows: Sequence[Row] = [InputRow(index=n, prompt=prompt) for n, prompt in enumerate(self.prompts)]
+        if self.input is not None:
+            rows = list(read_rows(self._lines()))
+            self._check_batch(rows)
         done: set[Key] = set()
         if self.output is not None:
             done = finished_rows(self.output, name, retry_failed=self.retry_failed)
@@ -132,7 +144,7 @@ class GenerateTask:
             if self.input is None and self.output is None and not self.json:
                 await self._print_text(model, maker)
                 return 0
-            return await self._write_rows(model, maker, done)
+            return await self._write_rows(model, maker, rows, done)
 
     async def _print_text(self, model: RunningModel, maker: PromptMaker) -> None:
         """All prompts at the same time, printed one after the other, the one at hand as it comes."""
@@ -150,21 +162,27 @@ class GenerateTask:
         if self.stats:
             _print_stats([queue for queues in started for queue in queues])
 
-    async def _write_rows(self, model: RunningModel, maker: PromptMaker, done: set[Key]) -> int:
+    def _check_batch(self, rows: Sequence[Row]) -> None:
+        """Raise InvalidArgument where flags are given that OpenAI's format has no use for."""
+        if not any(isinstance(row, BatchRequest) for row in rows):
+            return
+        flags = {"--system": self.system, "--chat or --raw": self.chat, **self.sampling}
+        for flag, value in flags.items():
+            if value is not None:
+                raise InvalidArgument(flag, value, "nothing with OpenAI's batch format, whose bodies say it")
+
+    async def _write_rows(
+        self, model: RunningModel, maker: PromptMaker, rows: Sequence[Row], done: set[Key]
+    ) -> int:
         completer = Completer(model, maker, self.sampling)
         limit = self.concurrency or 2 * self.config.max_num_seqs
         counts = Counts()
         started = monotonic()
-        rows: Iterable[InputRow] = [InputRow(index=n, prompt=prompt) for n, prompt in enumerate(self.prompts)]
-        total = len(self.prompts)
-        if self.input is not None:
-            lines = self._lines()
-            rows, total = read_rows(lines), len(lines)
         with ExitStack() as stack:
             out = sys.stdout.buffer if self.output is None else stack.enter_context(self.output.open("ab"))
-            advance = stack.enter_context(counting_bar("generating", total))
+            advance = stack.enter_context(counting_bar("generating", len(rows)))
 
-            def write(row: ResultRow) -> None:
+            def write(row: Result) -> None:
                 out.write(msgspec.json.encode(row) + b"\n")
                 out.flush()
                 counts.add(row)
@@ -185,7 +203,7 @@ class GenerateTask:
         return [line for line in source.split(b"\n") if line.strip()]
 
 
-def _skip(row: InputRow, done: set[Key], counts: "Counts", advance: Callable[[int], None]) -> bool:
+def _skip(row: Row, done: set[Key], counts: "Counts", advance: Callable[[int], None]) -> bool:
     if row.key not in done:
         return False
     counts.skipped += 1
@@ -202,11 +220,11 @@ class Counts:
     skipped: int = 0
     output_tokens: int = 0
 
-    def add(self, row: ResultRow) -> None:
+    def add(self, row: Result) -> None:
         """Count one more row."""
-        self.failed += row.error is not None
-        self.completed += row.error is None
-        self.output_tokens += sum(output.output_tokens for output in row.outputs)
+        self.failed += row.failed
+        self.completed += not row.failed
+        self.output_tokens += row.output_tokens
 
     def describe(self, seconds: float) -> str:
         """One line for people."""

@@ -133,8 +133,16 @@ class ModelService:
             if self.engine.model_state(name) is ModelState.INITIAL:
                 await self.engine.release_model(name)
             raise
+        return self.adopt(config)
+
+    def adopt(self, config: ModelConfig) -> Model:
+        """Serve a model that the engine runs already.
+
+        Raises:
+            ModelNotFound: it is not installed.
+        """
         model = Model(self.engine, config, self._chat_template)
-        self._models[name] = model
+        self._models[model.name] = model
         return model
 
     async def unload(self, name: str, *, timeout: float | None = None) -> None:

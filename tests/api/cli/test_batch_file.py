@@ -45,7 +45,7 @@ def test_rows_keep_what_they_say_and_carry_the_rest() -> None:
         (b'{"prompt": 3}', "malformed"),
         (b"{}", "either prompt or messages"),
         (b'{"prompt": "a", "messages": []}', "either prompt or messages"),
-        (b'{"prompt": "a", "temperature": 0}', "temperature belongs into params"),
+        (b'{"prompt": "a", "top_k": 1, "params": {"top_k": 1}}', "top_k stands in params, too"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(line: bytes, error: str) -> None:
@@ -95,3 +95,8 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="line 1"):
         finished_rows(path, "m")
     assert path.read_bytes() == b"my diary\n"
+
+
+def test_sampling_fields_may_stand_at_the_top_of_a_row_under_the_servers_names() -> None:
+    (row,) = read_rows([b'{"prompt": "a", "max_tokens": 3, "params": {"n": 2}, "label": 1}'])
+    assert row == InputRow(index=0, prompt="a", params={"max_tokens": 3, "n": 2}, extra={"label": 1})
