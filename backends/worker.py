@@ -171,6 +171,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One of QUANTIZATIONS."""
     kv_cache_dtype: str = "auto"
     """One of KV_CACHE_DTYPES."""
+    batch_invariant: bool = False
+    """A row's result must not depend on what is computed beside it, bit for bit."""
     cache_grows: bool = False
     """The cache may begin smaller than `num_blocks` and be moved into a larger one when it is full, for which
     there is room; else it is made whole."""

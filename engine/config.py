@@ -30,6 +30,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     read as they are."""
     kv_cache_dtype: str = "auto"
     """Of keys and values in the cache: "auto" (the type that is computed in), "int8" or "uint4"."""
+    batch_invariant: bool = False
+    """A request gives the same bits whatever runs beside it, however its prompt is cut into steps, after a
+    preemption and after a prefix hit.
+
+    torch holds that without being asked wherever its own kernels compute the products: with quantised
+    weights, and in bfloat16 on CPUs with AVX-512 and without AMX. There the switch changes nothing; elsewhere
+    (float32, float16, transformers' modules, a GPU) it is refused. A GGUF file holds it on a CPU at a price:
+    llama.cpp computes one sequence after the other, prompts 64 tokens at a time, and prefixes of other
+    prompts are found at multiples of 64. Refused for encoders and for models with recurrent layers.
+    """
     threads: int = 0
     max_length: int | None = None
     """Longest request in tokens, prompt and output together."""
@@ -83,7 +93,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             _require(
                 value is None or (_is_number(value) and value > 0), self, field, "seconds above 0, or None"
             )
-        for field in ("enable_prefix_cache", "warmup"):
+        for field in ("batch_invariant", "enable_prefix_cache", "warmup"):
             _require(isinstance(getattr(self, field), bool), self, field, "True or False")
         weights = self.tenant_weights
         positive = isinstance(weights, dict) and all(_is_number(w) and w > 0 for w in weights.values())

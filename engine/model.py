@@ -243,6 +243,7 @@ class InstalledModel:
             threads=self._threads,
             quantization=self.config.quantization,
             kv_cache_dtype=self.config.kv_cache_dtype,
+            batch_invariant=self.config.batch_invariant,
             cache_grows=cache_grows,
         )
 

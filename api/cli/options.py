@@ -116,12 +116,13 @@ ENGINE_FLAGS = (
     EngineFlag("dtype", "of weights and cache: bfloat16, float16, float32 or auto"),
     EngineFlag("quantization", f"of the weights, while they are loaded: {_one_of(QUANTIZATIONS)}"),
     EngineFlag("kv_cache_dtype", f"of keys and values in the cache: {_one_of(KV_CACHE_DTYPES)}"),
+    EngineFlag("batch_invariant", "on gives the same bits in every batch", "on|off", _switch),
     EngineFlag("threads", "0 uses all physical cores", "N", int),
     EngineFlag("max_length", "longest request in tokens, prompt and output together", "N", int),
     EngineFlag("max_num_seqs", "requests in one step", "N", int),
     EngineFlag("max_num_batched_tokens", "tokens in one step", "N", int),
     EngineFlag("block_size", f"tokens in a cache block: {_one_of(BLOCK_SIZES)}", "N", int),
-    EngineFlag("num_blocks", "blocks in the cache; default: what memory allows", "N", int),
+    EngineFlag("num_blocks", "blocks in the cache; default: what requests can use", "N", int),
     EngineFlag("memory_fraction", "share of the memory limit that may be used", "F", float),
     EngineFlag("enable_prefix_cache", "off computes every prompt from its start", "on|off", _switch),
     EngineFlag("policy", f"order of waiting requests: {_one_of(p.value for p in Policy)}", None, _policy),
@@ -129,6 +130,15 @@ ENGINE_FLAGS = (
     EngineFlag("token", "hub token; by default the one of the environment"),
 )
 """What every command that loads a model takes."""
+_SWITCHES = {
+    "batch_invariant": (
+        "--batch-invariant",
+        "store_true",
+        "the same bits in every batch, or refuse the model",
+    ),
+    "enable_prefix_cache": ("--no-prefix-cache", "store_false", "compute every prompt from its start"),
+}
+"""Fields that are on or off -> the flag that changes their default, what it does, and its help."""
 
 
 def add_engine_flags(
@@ -138,8 +148,8 @@ def add_engine_flags(
     group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
     for flag in flags:
         if flag.read is _switch:
-            text = "compute every prompt from its start"
-            group.add_argument("--no-prefix-cache", dest=flag.field, action="store_false", help=text)
+            name, action, text = _SWITCHES[flag.field]
+            group.add_argument(name, dest=flag.field, action=action, help=text)
         else:
             name = f"--{flag.field.replace('_', '-')}"
             group.add_argument(name, type=flag.read, metavar=flag.metavar, help=flag.text)

@@ -18,6 +18,7 @@ from ..worker import (
     require_unquantised,
 )
 from . import memory, tokenizer
+from .fixed_shapes import require_fixed_shapes
 from .library import load_library
 from .vocabulary import Vocabulary
 
@@ -94,6 +95,7 @@ class LlamaCppBackend:
         """See `Backend`."""
         require_unquantised(config, "a GGUF file's weights are used in the types that they are stored in")
         require_plain_cache(config, "llama.cpp keeps the cache")
+        require_fixed_shapes(config, self._open(info).model)
         return memory.memory_needs(self._open(info).model, info.vocab_size, config)
 
     def memory_limit(self, device: str) -> MemoryLimit:

@@ -13,6 +13,7 @@ from ..gguf.model_file import GGUFModel
 from ..machine.hardware import cpu_features
 from ..worker import Adapter, ModelInfo, Progress, WorkerConfig
 from .batch_arrays import BatchArrays
+from .fixed_shapes import TILE
 from .layout import MAX_CELLS, MIN_OUTPUT_ROWS, Layout, choose_layout, layouts_up_to
 from .library import error_lines, load_library
 from .memory import MAX_UBATCH, cache_cost
@@ -253,7 +254,7 @@ class LlamaContext:
     def _make_context(self, layout: Layout) -> Any:
         file, info, config = self._file, self._info, self._config
         rows = max(layout.lanes, MIN_OUTPUT_ROWS)
-        tokens = max(2, config.max_num_batched_tokens)
+        tokens = max(TILE if config.batch_invariant else 2, config.max_num_batched_tokens)
         parameters = self._api.llama_context_default_params()
         parameters.n_ctx = layout.cells
         parameters.n_seq_max = layout.lanes

@@ -69,6 +69,9 @@ def choose_layout(
         cells = max(config.num_blocks * config.block_size, config.max_num_batched_tokens)
         return Layout(False, seats, _padded(cells))
     blocks = -(-config.max_length // config.block_size)
+    if config.batch_invariant:  # no sequence's cells may lie among another's
+        seats = max(1, min(seats, config.num_blocks // blocks))
+        return Layout(True, seats, seats * _padded(config.max_length))
     streams = Layout(True, seats, seats * _padded(config.max_length))
     if config.num_blocks >= seats * blocks and not (cost and _too_large(streams, config, cost)):
         return streams

@@ -34,6 +34,15 @@ class Work:
     """The last row is wanted, to choose a token by or to pool."""
     states: bool = False
     """The rows are hidden states, not logits; one call gives one kind."""
+    surplus: int = 0
+    """So many of the last tokens are computed only to keep the others company."""
+    whole: bool = False
+    """A call gives all rows of its tokens, whether they are wanted or not."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last that is kept."""
+        return self.first + len(self.tokens) - self.surplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,11 @@ class Share:
         """Rows to pass on, counted in the work's tokens."""
         rows = self.work.leading
         return range(max(rows.start, self.begin), min(rows.stop, self.end))
+
+    @property
+    def rows(self) -> list[int]:
+        """All rows that are wanted, counted in the share's tokens."""
+        return [row - self.begin for row in (*self.leading, *[self.end - 1] * self.answers)]
 
     @property
     def answers(self) -> bool:

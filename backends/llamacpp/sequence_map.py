@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .fixed_shapes import alike
+
 NEAR = 4
 """Lanes that lie at most so far from one in use are as good as its neighbours; see `SequenceMap`."""
 
@@ -35,6 +37,8 @@ class Opening:
     seq: int
     blocks: Sequence[int]
     start: int
+    prompt: int = 0
+    """Tokens of its prompt, where these decide how it is computed; see `fixed_shapes.alike`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class _Lane:
     last_used: int = 0
     """Step in which its last sequence ended; 0 for an empty lane."""
     seq: int | None = None
+    prompt: int = 0
+    """That of the opening that its content is computed for."""
 
 
 class SequenceMap:
@@ -119,7 +125,7 @@ class SequenceMap:
                     self._copied += 1
             self._rename(lane, opening.blocks, held)
             self._missing += opening.start - held
-            lane.seq = opening.seq
+            lane.seq, lane.prompt = opening.seq, opening.prompt
             self._lane_of[opening.seq] = lane
 
     def align(self, seq: int, start: int) -> int:
@@ -213,7 +219,9 @@ class SequenceMap:
                 found = [
                     lane
                     for lane in (self._lanes[index] for index in self._holders.get(block, ()))
-                    if lane.length >= held and lane.blocks[count - 1 : count] == [block]
+                    if lane.length >= held
+                    and lane.blocks[count - 1 : count] == [block]
+                    and alike(lane.prompt, opening.prompt, held) == held
                 ]
                 if found:
                     return found, held

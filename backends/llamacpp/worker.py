@@ -1,6 +1,6 @@
 """LlamaCppWorker: executes batches with llama.cpp, and hands the rows it gives to a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from ...errors import NotSupported, WorkerError
@@ -10,6 +10,7 @@ from ..gguf.model_file import GGUFModel
 from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
 from .adapter_file import check_adapter
 from .context import Context, LlamaContext
+from .fixed_shapes import FixedShape, require_fixed_shapes
 from .passes import Share, Work, cut, gaps, split_state_row
 from .readers import Answers, Reader
 from .sequence_map import MapStats, Opening, SequenceMap
@@ -18,8 +19,18 @@ from .sequence_map import MapStats, Opening, SequenceMap
 class LlamaCppWorker:
     """A Worker over llama.cpp. Blocks are names to it: see `SequenceMap`."""
 
-    def __init__(self, spec: WorkerSpec, file: GGUFModel | None, context: Context, reader: Reader) -> None:
-        """`file` is the header of the model, to check adapters against; None where none is taken."""
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        file: GGUFModel | None,
+        context: Context,
+        reader: Reader,
+        batch_invariant: bool = False,
+    ) -> None:
+        """`file` is the header of the model, to check adapters against; None where none is taken.
+
+        With `batch_invariant` the context has a stream for each sequence.
+        """
         self._spec = spec
         self._file = file
         self._context: Context | None = context
@@ -27,6 +38,9 @@ class LlamaCppWorker:
         self._tokens: dict[int, list[int]] = {}
         """All tokens of each live sequence, to compute again what no lane holds any more."""
         self._adapter_of: dict[int, str | None] = {}
+        self._batch_invariant = batch_invariant
+        self._shape_of: dict[int, FixedShape] = {}
+        """Of each live sequence, where results must not depend on the batch."""
         self._map = SequenceMap(
             context,
             lanes=context.layout.lanes,
@@ -94,11 +108,15 @@ class LlamaCppWorker:
             self._map.retire(seq)
             self._tokens.pop(seq, None)
             self._adapter_of.pop(seq, None)
+            self._shape_of.pop(seq, None)
         for start in batch.started:
             self._reader.start(start)
             self._map.retire(start.seq)
             self._tokens[start.seq] = list(start.token_ids)
             self._adapter_of[start.seq] = start.adapter
+            if self._batch_invariant:
+                scored = start.params.prompt_logprobs is not None
+                self._shape_of[start.seq] = FixedShape(start.num_prompt_tokens, scored)
         answers = Answers()
         if batch.chunks:
             self._compute_step(batch.chunks, context, answers)
@@ -121,14 +139,28 @@ class LlamaCppWorker:
         # What comes before a row of hidden states in its sequence has been computed when that row is.
         for states in (False, True):
             chosen = [work for work in works if work.states is states]
-            for shares in cut(chosen, _most_tokens(context, states), context.max_rows):
+            for shares in self._calls(chosen, states, context):
                 self._compute(shares, context, answers)
         self._reader.finish([chunk for chunk in chunks if chunk.seq not in answers.unplaced], answers)
+
+    def _calls(self, works: list[Work], states: bool, context: Context) -> Iterator[list[Share]]:
+        """What one call of llama_decode after the other computes."""
+        if not self._batch_invariant:
+            yield from cut(works, _most_tokens(context, states), context.max_rows)
+            return
+        for work in works:
+            for share in self._shape_of[work.seq].shares(work):
+                yield [share]
+            if work.surplus:
+                context.remove(work.lane, work.end)
 
     def _place(self, chunks: Sequence[Chunk], context: Context) -> list[Work]:
         """Give each chunk's sequence a lane, and find out what is to be computed there."""
         new = [chunk for chunk in chunks if not self._map.is_open(chunk.seq)]
-        self._map.open([Opening(chunk.seq, chunk.blocks, chunk.start) for chunk in new])
+        prompts = {seq: shape.prompt for seq, shape in self._shape_of.items()}
+        self._map.open(
+            [Opening(chunk.seq, chunk.blocks, chunk.start, prompts.get(chunk.seq, 0)) for chunk in new]
+        )
         works = []
         for chunk, wanted in zip(chunks, self._reader.begin_step(chunks), strict=True):
             known = self._tokens[chunk.seq]
@@ -140,18 +172,24 @@ class LlamaCppWorker:
                 raise WorkerError(f"sequence {chunk.seq} has {end} tokens; at most {most} fit")
             known[chunk.start : end] = chunk.tokens
             held = self._map.align(chunk.seq, chunk.start)
+            last, scored = end, False
+            if (shape := self._shape_of.get(chunk.seq)) is not None:
+                held = self._map.align(chunk.seq, shape.begin(held))
+                last, scored = shape.end(end - 1), shape.scored and chunk.start < shape.prompt
             self._map.claim(chunk.seq, chunk.blocks, end)
             missing = chunk.start - held
             work = Work(
                 seq=chunk.seq,
                 lane=self._map.lane(chunk.seq),
-                tokens=known[held:end] if missing else chunk.tokens,
+                tokens=known[held:last] if missing or last > end else chunk.tokens,
                 first=held,
                 leading=range(missing, missing + wanted.leading),
                 answers=wanted.last,
                 states=wanted.states or context.always_states,
+                surplus=last - end,
+                whole=scored,
             )
-            works += [work] if context.always_states else split_state_row(work)
+            works += [work] if context.always_states or shape is not None else split_state_row(work)
         return works
 
     def _compute(self, shares: list[Share], context: Context, answers: Answers) -> None:
@@ -193,13 +231,11 @@ class LlamaCppWorker:
                 tokens.append(0)
                 positions.append(length)
                 lanes.append(lane)
-            row = len(tokens) - begin
-            wanted += [row + leading for leading in share.leading]
+            row = len(tokens)
+            wanted += [row + own for own in (range(end - begin) if work.whole else share.rows)]
             tokens += work.tokens[begin:end]
             positions += range(work.first + begin, work.first + end)
             lanes += [work.lane] * (end - begin)
-            if share.answers:
-                wanted.append(len(tokens) - 1)
         code = context.decode(tokens, positions, lanes, wanted, shares[0].work.states)
         for lane, length in chain.from_iterable(fillers.values()):
             context.remove(lane, length)
@@ -225,6 +261,8 @@ class LlamaCppWorker:
         if not any(len(share.leading) + share.answers for share in shares):
             return
         rows = context.rows()
+        if shares[0].work.whole:
+            rows = rows[shares[0].rows]
         answering: list[int] = []
         answer_rows: list[int] = []
         row = 0
@@ -252,7 +290,11 @@ def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress
         InsufficientMemory: there is no room for the cache.
         NotSupported: llama.cpp is not installed, or does not write texts with this model.
     """
+    require_fixed_shapes(config, file)
     context = LlamaContext(file, info, config, progress)
+    if config.batch_invariant and not context.can_cut:
+        context.close()
+        raise NotSupported(f"batch_invariant is True, but sequences of {info.name} cannot lose single tokens")
     pooling = file.pooling
     spec = WorkerSpec(
         vocab_size=info.vocab_size,
@@ -274,7 +316,7 @@ def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress
         dtype=config.dtype,
     )
     reader = Reader(Sampler(info.vocab_size, spec.max_num_seqs, "cpu"))
-    return LlamaCppWorker(spec, file, context, reader)
+    return LlamaCppWorker(spec, file, context, reader, config.batch_invariant)
 
 
 def _most_tokens(context: Context, states: bool) -> int:

@@ -23,6 +23,7 @@ from ..worker import (
     WorkerSpec,
     require_plain_cache,
 )
+from .batch_invariance import require_batch_invariance
 from .decoder.config import DTYPES, decoder_config, is_native, read_config, text_config
 from .decoder.decoder import NativeDecoder, weight_bytes
 from .decoder.quantisation import check_quantization
@@ -113,6 +114,7 @@ class TorchBackend:
             architecture=info.architecture,
         )
         if made_for is Purpose.EMBEDDINGS:
+            require_batch_invariance(config, info.name, None, ())
             require_plain_cache(config, f"{info.architecture} keeps no keys and values")
             return MemoryNeeds(
                 weights=info.num_parameters * dtype.itemsize,
@@ -123,9 +125,12 @@ class TorchBackend:
             decoder = decoder_config(model_config, config.max_length, has_head=made_for is Purpose.TEXT)
             weights = weight_bytes(decoder, dtype, torch.device(config.device), config.quantization)
             shapes = decoder.kv_shapes
+            widths = (decoder.hidden_size, decoder.num_heads * decoder.head_dim, decoder.intermediate_size)
+            require_batch_invariance(config, info.name, widths, shapes)
         else:
             weights = info.num_parameters * dtype.itemsize
             shapes = transformers_config.kv_shapes(model_config)
+            require_batch_invariance(config, info.name, None, shapes)
         return MemoryNeeds(
             weights=weights,
             activations=activation_bytes(_text(model_config, made_for), shapes, config, dtype),

@@ -321,6 +321,7 @@ async def test_memory_that_does_not_fit_is_one_sentence_with_numbers():
         ("memory_fraction", True),
         ("prefix_cache_ttl", 0),
         ("enable_prefix_cache", 1),
+        ("batch_invariant", "yes"),
         ("max_num_seqs", 0),
         ("policy", "fcfs"),
         ("tenant_weights", {"a": 0}),

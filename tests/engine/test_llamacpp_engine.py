@@ -200,3 +200,20 @@ async def test_cancelled_requests_leave_the_others_alone(expected, num_blocks):
             assert [await tokens_of(queue) for queue in queues] == expected
         await asyncio.sleep(0)
         assert engine.get_as_engine_stat("m").held_blocks == 0
+
+
+async def test_with_batch_invariant_twenty_requests_give_the_same_tokens_alone_and_together():
+    """Without it, llama.cpp's products depend on the batch, and so may the tokens."""
+    config = {"batch_invariant": True, "max_num_batched_tokens": 48, "num_blocks": 80}
+    async with running(**config) as (engine, worker):
+        assert worker.spec.max_num_seqs == 80 * 16 // MAX_LENGTH
+        wanted = [(prompt, 24) for prompt, _ in requests()[:20]]
+        alone = []
+        for request in wanted:
+            (tokens,), _ = await answers(engine, [request])
+            (again,), cached = await answers(engine, [request])
+            assert again == tokens
+            assert cached == (len(request[0]) - 1) // 16 * 16
+            alone.append(tokens)
+        together, _ = await answers(engine, wanted)
+        assert together == alone

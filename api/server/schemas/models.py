@@ -49,6 +49,8 @@ class LoadRequest(Wire):
     dtype: Text | None = None
     quantization: Text | None = None
     kv_cache_dtype: Text | None = None
+    batch_invariant: bool | None = None
+    """The same bits in every batch, or the model is refused."""
     threads: Annotated[int, Field(ge=0, le=4096)] | None = None
     max_length: Count | None = None
     block_size: Count | None = None

@@ -92,6 +92,7 @@ ENGINE = {
     "block_size": ("--block-size 32", 32),
     "num_blocks": ("--num-blocks 10", 10),
     "memory_fraction": ("--memory-fraction 0.5", 0.5),
+    "batch_invariant": ("--batch-invariant", True),
     "enable_prefix_cache": ("--no-prefix-cache", False),
     "policy": ("--policy fair", Policy.FAIR),
     "revision": ("--revision v1", "v1"),
