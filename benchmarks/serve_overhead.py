@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -28,10 +28,12 @@ from ..errors import MillstreamError
 from .cores import allowed_cores, bound_to
 from .environment import write_report
 from .options import require_at_least
-from .serve.flags import make_parser
-from .serve.measurement import Measurement, measure
+from .serve.flags import make_parser, require_client
 from .serve.outcome import Outcome, State
 from .serve.plan import make_plan
+
+if TYPE_CHECKING:  # it needs aiohttp, which is an extra
+    from .serve.measurement import Measurement
 
 ROUTES = ("openai", "openai-chat")
 _HEADER = "route         tokens/s    mean  p99 ms  steps  server  us/token  client  ttft ms"
@@ -162,6 +164,8 @@ def measure_route(server: Server, route: str, *, streams: int, tokens: int, step
     ]
     plan = make_plan(make_parser().parse_args(arguments))
     with server.cpu_clock() as clock:
+        from .serve.measurement import measure
+
         measured = run_async(measure(plan))
     for outcome in measured.outcomes:
         if outcome.state is not State.SUCCEEDED:
@@ -169,7 +173,7 @@ def measure_route(server: Server, route: str, *, streams: int, tokens: int, step
     return _level(route, measured, step_ms=step_ms, clock=clock)
 
 
-def _level(route: str, measured: Measurement, *, step_ms: float, clock: CpuClock) -> Level:
+def _level(route: str, measured: "Measurement", *, step_ms: float, clock: CpuClock) -> Level:
     outcomes, figures = measured.outcomes, measured.figures
     begin, end = steady_part(outcomes)
     arrivals = [np.asarray(outcome.arrivals) for outcome in outcomes]
@@ -240,6 +244,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
+    require_client()
     require_at_least(options, streams=1, tokens=3, runs=1, step_ms=0)
     client_core, *_, server_core = allowed_cores(2) if options.bound else (None, None)
     server = Server(

@@ -13,6 +13,7 @@ import msgspec
 
 from ...engine import ModelConfig, ResultQueue
 from ...errors import InvalidArgument, MillstreamError
+from ...scheduler import SamplingParams
 from .batch_file import InputRow, Key, Result, Row, finished_rows, read_rows
 from .completer import Completer, complete_rows
 from .openai_batch import BatchRequest
@@ -126,8 +127,12 @@ class GenerateTask:
             if as_text and name in self.sampling:
                 flag = f"--{name.replace('_', '-')}"
                 raise InvalidArgument(flag, self.sampling[name], "use together with --json or --output")
+        # What follows would be found out later, too, but after a model was loaded in vain.
+        if self.output is not None and (self.output.is_dir() or not self.output.parent.is_dir()):
+            raise InvalidArgument("--output", str(self.output), "a file in a folder that is there")
         if self.input is not None and self.input != "-":
-            Path(self.input).open("rb").close()  # before a model is loaded in vain
+            Path(self.input).open("rb").close()
+        SamplingParams(**self.sampling)
 
     async def run(self) -> int:
         """Load the model and do it; returns the exit status."""

@@ -8,7 +8,6 @@ report says how much of a core the load generator itself used. The server can be
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from math import isinf
 from time import localtime, strftime
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ import msgspec
 
 from ...api.cli.running import run_async
 from ...api.cli.terminal import command_status
-from ...errors import NotSupported
 from ..environment import find_environment
-from .flags import make_parser
+from .flags import make_parser, require_client
 from .outcome import State
 from .plan import Plan, Saving, make_plan
 from .report import Json, detailed_json, error_lines, report_json, report_lines, result_name
@@ -93,8 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     plan = make_plan(make_parser().parse_args(argv))
-    if find_spec("aiohttp") is None:
-        raise NotSupported("aiohttp is not installed: pip install aiohttp")
+    require_client()
     from .measurement import measure
 
     measured = run_async(measure(plan))

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...api.cli.terminal import CommandParser
+from ...errors import NotSupported
 from .endpoints import PATHS
 from .statistics import METRICS
 
@@ -156,6 +158,12 @@ def _add_report_flags(group: argparse._ArgumentGroup) -> None:
     add("--label", help="of the result; by default the backend")
     add("--request-id-prefix", metavar="TEXT", help="of X-Request-Id")
     add("--disable-tqdm", action="store_true", help="show no progress")
+
+
+def require_client() -> None:
+    """Raise NotSupported where the load generator's HTTP client is not installed."""
+    if find_spec("aiohttp") is None:
+        raise NotSupported("aiohttp is not installed: pip install aiohttp")
 
 
 def spelled(flag: str) -> str:

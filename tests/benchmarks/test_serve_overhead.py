@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,14 @@ def test_a_small_run(capsys, tmp_path):
 def test_refusals(argv, capsys):
     assert main(argv) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["serve_overhead", "serve.__main__"])
+def test_without_its_client_it_says_what_is_missing(module):
+    program = (
+        "import sys; sys.modules['aiohttp'] = None\n"
+        f"from millstream.benchmarks.{module} import main; sys.exit(main([]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "millstream: error: aiohttp is not installed: pip install aiohttp\n"

@@ -10,6 +10,7 @@ import pytest
 from millstream.api.cli.batch_file import InputRow, ResultRow
 from millstream.api.cli.completer import Completer, complete_rows
 from millstream.api.cli.generate import GenerateTask
+from millstream.api.cli.main import main
 from millstream.api.cli.running import PromptMaker, run_async, running_model
 from millstream.api.handlers import ModelHandler
 from millstream.backends.bundled import PYHELP
@@ -206,3 +207,22 @@ def test_the_chat_template_is_used_where_there_is_one() -> None:
     assert maker.from_messages(own) == chatty.encode(
         text.replace("be brief", "mine"), add_special_tokens=False
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--output", "{tmp}"], "--output is '{tmp}'; allowed: a file in a folder that is there"),
+        (["--output", "{tmp}/no/out.jsonl"], "a file in a folder that is there"),
+        (["--input", "{tmp}/no.jsonl"], "{tmp}/no.jsonl: No such file"),
+        (["hi", "--temperature", "-1"], "temperature is -1.0; allowed: 0 (greedy) to 100"),
+        (["hi", "--max-tokens", "0"], "max_new_tokens is 0"),
+        (["hi", "--top-logprobs", "2", "--json"], "top_logprobs is 2; allowed: 0 unless logprobs is True"),
+    ],
+)
+def test_bad_input_is_one_line_before_a_model_is_looked_for(flags, told, tmp_path, capsys) -> None:
+    argv = [flag.format(tmp=tmp_path) for flag in flags]
+    prompts = [] if "hi" in argv or "--input" in argv else ["hi"]
+    assert main(["generate", "--model", str(tmp_path / "nowhere"), *prompts, *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told.format(tmp=tmp_path) in line
