@@ -9,6 +9,8 @@ from millstream.allspark import AsModelConfig, AsStatus, Engine
 from millstream.backends.fake import FakeBackend
 from millstream.scheduler import Batch
 
+from ..waiting import HANG_SECONDS
+
 
 class Gate:
     """Lets a fake worker compute one step for each permit, once it is closed."""
@@ -28,7 +30,7 @@ class Gate:
         self._permits.release()
 
     def pass_batch(self, batch: Batch) -> None:
-        if not self._is_open and not self._permits.acquire(timeout=30):
+        if not self._is_open and not self._permits.acquire(timeout=HANG_SECONDS):
             raise RuntimeError("the test never let the step through")
 
 

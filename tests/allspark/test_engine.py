@@ -30,6 +30,8 @@ from millstream.errors import (
     UnknownRequest,
 )
 
+from ..waiting import HANG_SECONDS
+
 Status = GenerateRequestStatus
 SUCCESS = AsStatus.ALLSPARK_SUCCESS
 TEN = {"max_new_tokens": 10, "do_sample": False}
@@ -126,7 +128,7 @@ def test_a_stopping_and_a_stopped_model_deny_requests(engine: Engine, gate: Any)
     stopping = threading.Thread(target=engine.stop_model, args=("m",))
     stopping.start()
     answer: tuple[Any, Any, Any] = (SUCCESS, None, None)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while answer[0] is SUCCESS and time.monotonic() < deadline:
         answer = engine.start_request_ids("m", None, [3], TEN)
         time.sleep(0.001)

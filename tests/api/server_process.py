@@ -9,6 +9,8 @@ import threading
 
 import httpx
 
+from ..waiting import HANG_SECONDS
+
 
 class ServerProcess:
     """`python *arguments`; reads stderr all the time, so that a full pipe never holds the server up."""
@@ -33,7 +35,7 @@ class ServerProcess:
 
     def wait_for(self, text):
         """The next line of the log that has this text."""
-        while (line := self._new.get(timeout=120)) is not None:
+        while (line := self._new.get(timeout=HANG_SECONDS)) is not None:
             if text in line:
                 return line
         raise AssertionError(f"no {text!r} in\n" + "\n".join(self.lines))
@@ -46,20 +48,20 @@ class ServerProcess:
         return self.url
 
     def client(self, **options):
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=HANG_SECONDS, **options)
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 
     def end(self):
         """Its exit status."""
-        status = self.process.wait(60)
-        self._reader.join(10)
+        status = self.process.wait(HANG_SECONDS)
+        self._reader.join(HANG_SECONDS)
         return status
 
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._reader.join(10)
+        self._reader.join(HANG_SECONDS)
         self.process.stderr.close()

@@ -17,6 +17,8 @@ from millstream.errors import (
     NotSupported,
 )
 
+from ..waiting import until
+
 PROMPT = [3] * 40
 
 
@@ -63,7 +65,7 @@ async def test_an_adapter_in_use_stays(start_engine, file):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.005)) as engine:
         await engine.load_adapter("fake", "a", file)
         task = asyncio.create_task(generate(engine, "a", tokens=20))
-        await asyncio.sleep(0.01)
+        await until(lambda: engine.get_as_engine_stat("fake").running == 1)
         with pytest.raises(AdapterInUse, match="'a'"):
             await engine.unload_adapter("fake", "a")
         assert len((await task)[0]) == 20

@@ -25,6 +25,8 @@ from millstream.errors import (
     UnknownRequest,
 )
 
+from ..waiting import until
+
 
 def greedy(**kwargs):
     return SamplingParams(temperature=0, **kwargs)
@@ -94,11 +96,10 @@ async def test_several_models_run_at_once():
 
 
 async def test_stopping_refuses_new_requests_and_drains(start_engine):
-    async with start_engine(FakeBackend(step_time=0.002)) as engine:
+    async with start_engine(FakeBackend(step_time=0.02)) as engine:
         _, queue = engine.start_request("fake", "x", greedy(max_new_tokens=30))
         stopping = asyncio.create_task(engine.stop_model("fake"))
-        await asyncio.sleep(0.01)
-        assert engine.model_state("fake") is ModelState.STOPPING
+        await until(lambda: engine.model_state("fake") is ModelState.STOPPING)
         with pytest.raises(ModelStateError, match="Stopping"):
             engine.start_request("fake", "y")
         await stopping
@@ -118,7 +119,7 @@ async def test_stopping_with_a_timeout_cancels_the_rest(start_engine):
 async def test_cancel_frees_blocks_and_disturbs_nobody(start_engine, when, samples):
     # The victim's prompt takes several steps; a full house keeps it queued.
     seats = 1 if when == "queued" else 8
-    backend = FakeBackend(vocab_size=200, step_time=0.001)
+    backend = FakeBackend(vocab_size=200, step_time=0.004)
     async with start_engine(backend, max_num_seqs=seats, max_num_batched_tokens=16) as engine:
         _, expected_queue = engine.start_request("fake", "other", greedy(max_new_tokens=60))
         expected = await read(expected_queue)
@@ -128,7 +129,7 @@ async def test_cancel_frees_blocks_and_disturbs_nobody(start_engine, when, sampl
         if when == "decode":
             await victim.aget()
         elif when == "prefill":
-            await asyncio.sleep(0.01)
+            await until(lambda: engine.get_as_engine_stat("fake").running == 2)
             assert victim.GeneratedLength() == 0
         engine.stop_request("fake", handle)
         await engine.sync_request("fake", handle)
@@ -202,8 +203,8 @@ async def test_full_queue_is_refused_with_a_time_to_retry(start_engine):
 
 
 async def test_deadlines_have_finish_reasons_of_their_own(start_engine):
-    async with start_engine(FakeBackend(step_time=0.004), max_num_seqs=1) as engine:
-        _, running = engine.start_request("fake", "x", greedy(max_new_tokens=400), deadline=0.08)
+    async with start_engine(FakeBackend(step_time=0.01), max_num_seqs=1) as engine:
+        _, running = engine.start_request("fake", "x", greedy(max_new_tokens=400), deadline=1.0)
         _, queued = engine.start_request("fake", "x", greedy(max_new_tokens=400), queue_timeout=0.03)
         await engine.sync_request("fake")
         assert running.finish_reason is FinishReason.TIMEOUT

@@ -9,6 +9,8 @@ from millstream.backends.fake import FakeBackend
 from millstream.engine import Engine, FinishReason, ModelConfig, Pooling, PoolingParams, SamplingParams
 from millstream.errors import InvalidArgument, LimitExceeded, NotSupported, RequestFailed, WorkerError
 
+from ..waiting import HANG_SECONDS, until
+
 RAW = PoolingParams(normalize=False)
 
 
@@ -118,18 +120,18 @@ async def test_a_failure_is_told_and_nothing_is_left_running(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, on_batch=fail)) as engine:
         with pytest.raises(RequestFailed, match=r"no embedding was computed: .*told to fail"):
             await engine.embed("fake", [[1], [1, 2, 3], [2] * 400])
-        await asyncio.wait_for(engine.sync_request("fake"), 10)
+        await asyncio.wait_for(engine.sync_request("fake"), HANG_SECONDS)
         assert len(await engine.embed("fake", [[1]])) == 1
 
 
 async def test_leaving_cancels(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.05)) as engine:
         task = asyncio.create_task(engine.embed("fake", [[n] * 512 for n in range(8)]))
-        await asyncio.sleep(0.02)
+        await until(lambda: engine.get_as_engine_stat("fake").running)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(engine.sync_request("fake"), 10)
+        await asyncio.wait_for(engine.sync_request("fake"), HANG_SECONDS)
         assert engine.get_as_engine_stat("fake").running == 0
 
 

@@ -12,6 +12,8 @@ from millstream.backends.fake import FakeBackend
 from millstream.engine import Engine, FinishReason, GenerateRequestStatus, ModelConfig, SamplingParams
 from millstream.errors import ModelStateError
 
+from ..waiting import HANG_SECONDS
+
 
 @pytest.fixture
 def engine():
@@ -110,7 +112,7 @@ queue.Get()
 print("done")
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 

@@ -11,6 +11,8 @@ from millstream.engine import SamplingParams
 from millstream.errors import ModelNotFound, ModelStateError
 from millstream.scheduler import FinishReason, Scheduler
 
+from ..waiting import HANG_SECONDS
+
 
 class Blocker:
     """Holds the worker's thread in a step for as long as a test wants."""
@@ -20,7 +22,7 @@ class Blocker:
 
     def __call__(self, batch):
         self.entered.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(HANG_SECONDS)
 
 
 def start(engine, **params):
@@ -35,7 +37,7 @@ async def test_a_step_that_does_not_end_is_seen_and_ends_with_the_step(start_eng
         assert engine.get_as_engine_stat("fake").stalled_seconds == 0
         before = monotonic()
         queue = start(engine)
-        await asyncio.to_thread(blocker.entered.wait, 30)
+        await asyncio.to_thread(blocker.entered.wait, HANG_SECONDS)
         first = engine.get_as_engine_stat("fake").stalled_seconds
         await asyncio.sleep(0.01)
         second = engine.get_as_engine_stat("fake").stalled_seconds

@@ -7,6 +7,7 @@ import pytest
 
 from millstream.api.cli.main import main
 
+from ...sse import stream_events
 from ..server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX'")
@@ -28,12 +29,6 @@ def serve():
         server.close()
 
 
-def events(response):
-    for line in response.iter_lines():
-        if line.startswith("data: "):
-            yield line.removeprefix("data: ")
-
-
 @pytest.mark.torch
 def test_it_serves_the_bundled_model_and_streams_outlive_a_signal(serve):
     server = serve("--port", "0", *SMALL)
@@ -47,7 +42,7 @@ def test_it_serves_the_bundled_model_and_streams_outlive_a_signal(serve):
 
         body = {"prompt": "def", "max_tokens": 900, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as response:
-            stream = events(response)
+            stream = stream_events(response)
             next(stream)
             server.signal()
             server.wait_for("waiting up to")

@@ -7,6 +7,8 @@ from openai import AsyncOpenAI, OpenAI
 
 from millstream.backends.fake import FakeBackend
 
+from ... import waiting
+from ...waiting import HANG_SECONDS
 from ..server.conftest import fake_model, live_server
 
 
@@ -54,7 +56,13 @@ def connect():
 
     def make(server, **options):
         return AsyncOpenAI(
-            **{"base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 30, **options}
+            **{
+                "base_url": f"{server.url}/v1",
+                "api_key": "none",
+                "max_retries": 0,
+                "timeout": HANG_SECONDS,
+                **options,
+            }
         )
 
     return make
@@ -66,7 +74,9 @@ def in_thread():
 
     def run(server, work):
         def call():
-            with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+            with OpenAI(
+                base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=HANG_SECONDS
+            ) as client:
                 return work(client)
 
         return asyncio.to_thread(call)
@@ -78,9 +88,4 @@ def in_thread():
 def until():
     """Waits for a condition on the server, which runs in the same event loop."""
 
-    async def wait(holds):
-        async with asyncio.timeout(20):
-            while not holds():
-                await asyncio.sleep(0.002)
-
-    return wait
+    return waiting.until

@@ -3,8 +3,10 @@
 import asyncio
 import json
 
+from ...waiting import HANG_SECONDS
 
-async def findings(*command, timeout=60):
+
+async def findings(*command, timeout=HANG_SECONDS):
     """Runs a program beside the test's server; what it prints, by the key "case" of each line."""
     program = await asyncio.create_subprocess_exec(
         *map(str, command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

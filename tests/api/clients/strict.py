@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, TypeAdapter
 
+from ...sse import async_stream_events
+
 
 def strict(kind, data, *, beyond=()):
     """JSON as a client's type. Fields which that type does not know must be exactly those of `beyond`.
@@ -30,11 +32,9 @@ async def strict_events(kind, response, *, beyond=()):
     adapter = TypeAdapter(kind)
     parsed, unknown = [], set()
     data = None
-    async for line in response.iter_lines():
-        if not line.startswith("data: "):
-            continue
-        assert data != "[DONE]", f"after the end came {line}"
-        data = line.removeprefix("data: ")
+    async for event in async_stream_events(response.iter_bytes()):
+        assert data != "[DONE]", f"after the end came {event}"
+        data = event
         if data != "[DONE]":
             parsed.append(adapter.validate_json(data, strict=True))
             unknown |= set(_unknown(parsed[-1]))

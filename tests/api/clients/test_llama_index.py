@@ -18,7 +18,7 @@ PYTHON = os.environ.get("LLAMA_INDEX_PYTHON")
 @pytest.mark.skipif(PYTHON is None, reason="LLAMA_INDEX_PYTHON names no interpreter with LlamaIndex")
 async def test_chats_texts_and_embeddings(server, answer):
     program = Path(__file__).parent / "llama_index_client" / "program.py"
-    found = await findings(PYTHON, program, f"{server.url}/v1", "pyhelp", timeout=120)
+    found = await findings(PYTHON, program, f"{server.url}/v1", "pyhelp")
     assert found["chat"]["text"] == found["stream"]["text"] == found["complete"]["text"] == answer
     assert found["async"]["texts"] == [answer] * 2
     assert found["continue"]["text"]

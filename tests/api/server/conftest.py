@@ -14,6 +14,9 @@ from millstream.api.server.service import ModelService
 from millstream.backends.fake import FakeBackend
 from millstream.engine import AsyncEngine, ModelConfig
 
+from ...sse import async_stream_events
+from ...waiting import HANG_SECONDS, until
+
 
 class LiveServer:
     """A running server; `client` talks to it, `url` is where others can."""
@@ -34,25 +37,21 @@ class LiveServer:
 
     async def events_of(self, path, /, **body):
         """Data of the server-sent events that answer a request."""
-        found = []
         async with self.client.stream("POST", path, json=body) as response:
             assert response.status_code == 200, await response.aread()
-            async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    found.append(line.removeprefix("data: "))
-        return found
+            return [data async for data in async_stream_events(response.aiter_bytes())]
 
     def stats(self, name=None):
         return self.engine.get_as_engine_stat(self.service.get(name).name)
 
     async def all_is_free(self, name=None):
         """Wait until nothing runs, waits or holds a block."""
-        async with asyncio.timeout(20):
-            while True:
-                stats = self.stats(name)
-                if not (stats.running or stats.waiting or stats.held_blocks):
-                    return
-                await asyncio.sleep(0.005)
+
+        def is_free():
+            stats = self.stats(name)
+            return not (stats.running or stats.waiting or stats.held_blocks)
+
+        await until(is_free)
 
 
 @asynccontextmanager
@@ -74,7 +73,7 @@ async def live_server(*models, config=None, defaults=None):
             while not server.started:
                 await asyncio.sleep(0.002)
             url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=HANG_SECONDS) as client:
                 yield LiveServer(engine, service, app, url, client)
         finally:
             server.should_exit = True

@@ -1,7 +1,5 @@
 """A model that says what a test has written, and what is asked of it through /v1/responses."""
 
-import asyncio
-
 from openai import AsyncOpenAI
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -97,12 +95,6 @@ async def streamed(server, **body):
         events.append(event)
     assert [event.sequence_number for event in events] == list(range(len(events)))
     return events
-
-
-async def until(holds):
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.002)
 
 
 def client_of(server, **options):

@@ -10,17 +10,14 @@ from millstream.api.server.config import ServerConfig
 from millstream.backends.fake import FakeBackend
 from millstream.scheduler import FinishReason
 
+from ...sse import whole_events
+from ...waiting import HANG_SECONDS, until
+
 LONG = 400
 
 
 def slow(fake, step_time=0.01, **config):
     return fake(backend=FakeBackend(vocab_size=200, max_length=512, step_time=step_time), **config)
-
-
-async def until(holds):
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -75,8 +72,8 @@ async def test_a_deadline_before_the_first_token_is_504(serve, fake):
 
 
 async def test_a_deadline_in_the_middle_is_told_as_one(serve, fake):
-    async with serve(slow(fake), config=ServerConfig(request_timeout=5.0)) as server:
-        fields = {"prompt": [1], "max_tokens": LONG, "timeout": 0.2, "ignore_eos": True}
+    async with serve(slow(fake), config=ServerConfig(request_timeout=HANG_SECONDS)) as server:
+        fields = {"prompt": [1], "max_tokens": LONG, "timeout": 1.0, "ignore_eos": True}
         cut = (await server.post("/v1/completions", **fields)).json()
         [choice] = cut["choices"]
         assert choice["finish_reason"] == "timeout" and 0 < len(choice["text"]) < LONG
@@ -105,9 +102,9 @@ async def test_a_silent_stream_is_kept_alive(serve, fake):
     async with serve(slow(fake, step_time=0.3), config=config) as server:
         body = {"prompt": [1], "max_tokens": 1, "stream": True}
         async with server.client.stream("POST", "/v1/completions", json=body) as response:
-            lines = [line async for line in response.aiter_lines() if line]
-        assert lines.count(": keep-alive") > 2
-        assert lines[-1] == "data: [DONE]"
+            content = await response.aread()
+        assert content.count(b"\n: keep-alive\n\n") > 2
+        assert whole_events(content)[-1] == "[DONE]"
 
 
 async def test_priorities_decide_who_is_next(serve, fake):
@@ -140,7 +137,7 @@ async def test_hangups_at_random_moments_leave_nothing_behind(serve, fake):
 
         async def one(stream, n, leave):
             body = {"prompt": [draw.randrange(200)] * 20, "max_tokens": 40, "n": n, "stream": stream}
-            async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=server.url, timeout=HANG_SECONDS) as client:
                 asked = asyncio.create_task(client.post("/v1/completions", json=body))
                 if leave is not None:
                     await asyncio.sleep(leave)

@@ -17,6 +17,7 @@ from millstream.backends.fake import FakeBackend
 from millstream.engine import AsyncEngine, ModelConfig, SamplingParams
 from millstream.scheduler import Scheduler
 
+from ...waiting import HANG_SECONDS
 from .serving_program import NoObserver
 
 
@@ -78,12 +79,12 @@ async def test_a_blocked_worker_fails_health_after_the_bound_and_not_before():
 
     def block(batch):
         entered.set()
-        assert go_on.wait(30)
+        assert go_on.wait(HANG_SECONDS)
 
     async with server() as (state, http):
         await load(state, on_batch=block)
         _, queue = state.service.engine.start_request("m", [1, 2, 3], SamplingParams(max_new_tokens=2))
-        await asyncio.to_thread(entered.wait, 30)
+        await asyncio.to_thread(entered.wait, HANG_SECONDS)
         await asyncio.sleep(0.02)
         # A step may be long: within the bound it is no failure.
         assert (await told(http, "/health"))[0] == 200

@@ -13,6 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from ...sse import whole_events
+from ...waiting import HANG_SECONDS
 from ..server_process import ServerProcess
 
 PROGRAM = Path(__file__).with_name("load_program.py")
@@ -104,10 +106,10 @@ class Clients:
             reasons = [choice["finish_reason"] for choice in answer["choices"]]
             tokens = answer["usage"]["completion_tokens"]
             return reasons == ["length"] * body["n"] and tokens == body["n"] * body["max_tokens"]
-        *events, done, rest = content.split(b"\n\n")
-        choices = [c for event in events for c in json.loads(event.removeprefix(b"data: "))["choices"]]
+        *events, done = whole_events(content)
+        choices = [c for event in events for c in json.loads(event)["choices"]]
         ended = sorted(c["index"] for c in choices if c["finish_reason"] == "length")
-        return done == b"data: [DONE]" and rest == b"" and ended == list(range(body["n"]))
+        return done == "[DONE]" and ended == list(range(body["n"]))
 
 
 async def audit(session):
@@ -118,7 +120,7 @@ async def audit(session):
 
 async def at_rest(session, tasks=None, descriptors=None):
     """What the server holds, once nothing runs any more and no more is open than is said."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_SECONDS):
         while True:
             found = await audit(session)
             busy = [found[name] for name in ("running", "waiting", "held_blocks", "in_flight", "reports")]
@@ -132,7 +134,7 @@ async def at_rest(session, tasks=None, descriptors=None):
 
 def session_with(url):
     connector = aiohttp.TCPConnector(limit=0)
-    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=120))
+    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=HANG_SECONDS))
 
 
 async def test_hundreds_of_clients_leave_nothing_behind(server):

@@ -14,6 +14,8 @@ import pytest_asyncio
 from millstream.api.server.config import ServerConfig
 from millstream.engine import ModelConfig
 
+from ...waiting import HANG_SECONDS
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT, TEXT, EMBED, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
@@ -351,7 +353,7 @@ async def exchanged(server, sent):
     """The status of the answer to these bytes, and the answer."""
     async with connection(server) as (reader, writer):
         writer.write(sent)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             status = int((await reader.readline()).split()[1])
             rest = await reader.readuntil(b"\r\n\r\n")
             lines = dict(line.split(": ", 1) for line in rest.decode().lower().split("\r\n") if line)

@@ -21,6 +21,8 @@ from millstream.backends.fake import FakeBackend
 from millstream.backends.registry import inspect_model
 from millstream.engine import AsyncEngine, ModelConfig, SamplingParams
 
+from ...waiting import HANG_SECONDS, until
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STATIC = Path(__file__).parents[3] / "api" / "server" / "static"
@@ -36,7 +38,7 @@ FLAGS = [
 ]
 KEYS = (ApiKey(name="ann", key="key-of-ann"), ApiKey(name="bob", key="key-of-bob"))
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-WAIT = 20_000
+WAIT = 1000 * HANG_SECONDS
 """Milliseconds that the page may take for anything on a busy machine."""
 
 
@@ -82,12 +84,6 @@ def serve(words):
 async def client(serve):
     async with serve() as (url, _), httpx.AsyncClient(base_url=url) as client:
         yield client
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT / 1000):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # The files

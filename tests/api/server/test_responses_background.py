@@ -7,11 +7,12 @@ from millstream.api.server.config import ServerConfig
 from millstream.api.server.keys import ApiKey
 from millstream.scheduler import FinishReason
 
-from .responses import ASK, PATH, THOUGHT, client_of, create, read, scripted, streamed, until
+from ...waiting import HANG_SECONDS, until
+from .responses import ASK, PATH, THOUGHT, client_of, create, read, scripted, streamed
 
 
 async def ended(server, response_id):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while True:
             response = read((await server.client.get(f"{PATH}/{response_id}")).text)
             if response.status not in ("queued", "in_progress"):
@@ -56,7 +57,7 @@ async def test_a_background_response_can_be_cancelled(serve, fake):
 
 async def test_a_background_response_that_fails_says_so(serve, fake):
     async with serve(scripted(fake, ["word "] * 400, step_time=0.005, max_num_seqs=1)) as server:
-        first = await create(server, background=True, max_output_tokens=400, timeout=0.3)
+        first = await create(server, background=True, max_output_tokens=400, timeout=1.0)
         waiting = await create(server, background=True, max_output_tokens=400, queue_timeout=0.05)
         assert waiting.status == "queued"
         late = await ended(server, waiting.id)
@@ -96,7 +97,7 @@ async def test_a_client_that_leaves_stops_its_response(serve, fake, stream):
 
 async def test_a_deadline_ends_a_response(serve, fake):
     async with serve(scripted(fake, ["word "] * 400, step_time=0.005)) as server:
-        fields = {"max_output_tokens": 400, "timeout": 0.2}
+        fields = {"max_output_tokens": 400, "timeout": 1.0}
         cut = await create(server, **fields)
         assert cut.status == "failed" and cut.output_text.startswith("word ") and cut.error.message
         events = await streamed(server, **fields)

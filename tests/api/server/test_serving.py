@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ...sse import stream_events
+from ...waiting import HANG_SECONDS
+
 PROGRAM = Path(__file__).with_name("serving_program.py")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX'")
 
@@ -39,7 +42,7 @@ class Server:
 
     def wait_for(self, text):
         """The next line that has this text, as an object where it is one."""
-        while (line := self._new.get(timeout=60)) is not None:
+        while (line := self._new.get(timeout=HANG_SECONDS)) is not None:
             self.lines.append(line)
             if text in line:
                 return json.loads(line) if line.startswith("{") else line
@@ -48,15 +51,17 @@ class Server:
     def client(self, **options):
         if not hasattr(self, "port"):
             self.port = self.wait_for("listening on")["port"]
-        return httpx.Client(base_url=f"{self.scheme}://127.0.0.1:{self.port}", timeout=30, **options)
+        return httpx.Client(
+            base_url=f"{self.scheme}://127.0.0.1:{self.port}", timeout=HANG_SECONDS, **options
+        )
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 
     def end(self):
-        status = self.process.wait(60)
-        self._reader.join(10)
-        while (line := self._new.get(timeout=10)) is not None:
+        status = self.process.wait(HANG_SECONDS)
+        self._reader.join(HANG_SECONDS)
+        while (line := self._new.get(timeout=HANG_SECONDS)) is not None:
             self.lines.append(line)
         return status
 
@@ -77,20 +82,13 @@ def serve():
         server.process.stderr.close()
 
 
-def events(response):
-    """Data of the events of a stream, as they come."""
-    for line in response.iter_lines():
-        if line.startswith("data: "):
-            yield line.removeprefix("data: ")
-
-
 def test_streams_end_while_the_server_drains_and_new_requests_are_refused(serve):
     server = serve()
     with server.client() as http, server.client() as other:
         server.wait_for('"ready"')
         assert other.get("/ready").json() == {"status": "ready"}
         with http.stream("POST", "/v1/completions", json={"tokens": 300}) as response:
-            stream = events(response)
+            stream = stream_events(response)
             next(stream)
             server.signal()
             server.wait_for("waiting up to")
@@ -116,7 +114,7 @@ def test_what_outlasts_the_drain_is_cancelled_and_told_so(serve):
     with server.client() as http:
         server.wait_for('"ready"')
         with http.stream("POST", "/v1/completions", json={"tokens": 4000}) as response:
-            stream = events(response)
+            stream = stream_events(response)
             next(stream)
             server.signal(signal.SIGINT)
             *counts, done = stream
@@ -130,7 +128,7 @@ def test_a_second_signal_ends_the_process_at_once(serve):
     with server.client() as http:
         server.wait_for('"ready"')
         with http.stream("POST", "/v1/completions", json={"tokens": 4000}) as response:
-            stream = events(response)
+            stream = stream_events(response)
             next(stream)
             server.signal()
             server.wait_for("waiting up to")
@@ -193,7 +191,7 @@ def test_a_client_that_hangs_up_frees_its_keys_place_and_its_request(serve):
     with server.client(headers=first) as http, server.client(headers={"X-API-Key": "k2"}) as other:
         server.wait_for('"ready"')
         with http.stream("POST", "/v1/completions", json={"tokens": 4000}) as response:
-            stream = events(response)
+            stream = stream_events(response)
             next(stream)
             with server.client(headers=first) as again:
                 refused = again.post("/v1/completions", json={"tokens": 1})
