@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from millstream.backends.bundled import PYHELP
+from millstream.backends.native import Missing, levels
 from millstream.engine import AsyncEngine, FinishReason, ModelConfig, SamplingParams
 
 from ..backends.torch.checkpoints import VOCAB, greedy, save_checkpoint
@@ -170,3 +171,33 @@ async def test_logprobs_are_those_of_the_reference():
     given = [entry.logprob for entry in queue.prompt_logprobs[1:]]
     expected = [table[i, token].item() for i, token in enumerate(prompt[1:])]
     assert given == pytest.approx(expected, abs=1e-3)
+
+
+LOGPROB_NOISE = {"none": 1e-4, "int8": 0.0}
+"""Float32 products by torch depend in their last bits on the number of rows; quantised ones do not."""
+
+
+@pytest.mark.parametrize("quantization", LOGPROB_NOISE)
+async def test_logprobs_of_a_cached_prompt(quantization):
+    if quantization != "none" and isinstance(levels(), Missing):
+        pytest.skip("the native kernels are not built")
+    prompt = [1 + 7 * i % 900 for i in range(61)]
+    rows = []
+    async with AsyncEngine() as engine:
+        numbers = {"threads": 1, "max_length": 128, "num_blocks": 64, "max_num_seqs": 4}
+        model = ModelConfig(
+            model=str(PYHELP), name="m", dtype="float32", quantization=quantization, **numbers
+        )
+        await engine.install_model(model)
+        await engine.start_model("m")
+        for cached in (0, 48):
+            asked = SamplingParams(temperature=0, ignore_eos=True, max_new_tokens=8, logprobs=True)
+            _, queue = engine.start_request_ids("m", prompt, asked)
+            await queue.await_finished()
+            assert queue.prefix_cache_len == cached
+            rows.append(queue.Get())
+    cold, warm = rows
+    assert warm.ids_from_generate == cold.ids_from_generate
+    noise = LOGPROB_NOISE[quantization]
+    assert len(cold.token_logprobs_list) == 8
+    assert warm.token_logprobs_list == pytest.approx(cold.token_logprobs_list, abs=noise, rel=0)

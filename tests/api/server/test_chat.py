@@ -96,7 +96,9 @@ async def test_logprobs_have_a_row_per_token(serve, question):
             if choice["logprobs"]
             for row in choice["logprobs"]["content"]
         ]
-        assert streamed == rows
+        assert [row["token"] for row in streamed] == [row["token"] for row in rows]
+        for again, row in zip(streamed, rows, strict=True):
+            assert again["logprob"] == pytest.approx(row["logprob"], abs=1e-4)  # its prompt was cached
 
 
 @pytest.mark.torch
