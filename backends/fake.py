@@ -187,6 +187,10 @@ class CharacterTokenizer:
         """One token a character; there are no special tokens to add."""
         return [ord(character) % self._vocab_size for character in text]
 
+    def fewest_tokens(self, text: str) -> int:
+        """The number itself."""
+        return len(text)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """One character a token; end-of-sequence ids are special."""
         return "".join(

@@ -121,7 +121,16 @@ class Tokenizer(Protocol):
     """Templates that come with the model; requests may name them."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, with the model's own begin-of-sequence rule unless told otherwise."""
+        """Token ids of `text`, with the model's own begin-of-sequence rule unless told otherwise.
+
+        Other threads run meanwhile, however long it takes.
+        """
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the number of tokens in `text`, from its size alone: far cheaper than encoding it.
+
+        0 where a text of any size may become a single token.
+        """
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`."""

@@ -15,9 +15,10 @@ def check_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
     token_ids = list(prompt)
     if not token_ids:
         raise InvalidArgument("prompt", token_ids, "at least one token")
-    for token in token_ids:
-        if type(token) is not int or not 0 <= token < vocab_size:
-            raise InvalidArgument("prompt token id", token, f"integers from 0 to {vocab_size - 1}")
+    # Long prompts are checked on the event loop, where a loop over them would take too long.
+    if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        wrong = next(token for token in token_ids if type(token) is not int or not 0 <= token < vocab_size)
+        raise InvalidArgument("prompt token id", wrong, f"integers from 0 to {vocab_size - 1}")
     return token_ids
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ...backends.worker import ModelInfo, Tokenizer
-from ...errors import InvalidArgument, ModelFormatError
+from ...errors import InvalidArgument, LimitExceeded, ModelFormatError
 from .messages import Message, read_messages
 from .reasoning import ReasoningSplitter, ReasoningTags
 from .template_profile import TemplateProfile, fit, profile_template
@@ -69,6 +69,7 @@ class ModelHandler:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        most_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
@@ -78,9 +79,11 @@ class ModelHandler:
             continue_final_message: end inside the last message, so that the model goes on with it.
             chat_template: Jinja source, or the name of one of the model's templates, for this conversation.
             template_variables: whatever else the template reads, for example `enable_thinking`.
+            most_tokens: a text that is sure to have more is not made tokens of.
 
         Raises:
             InvalidArgument: a message is wrong, or the template refuses the conversation.
+            LimitExceeded: the text has more than `most_tokens` tokens by its size alone.
             NotSupported: there is no chat template.
         """
         variables = _checked_variables(template_variables)
@@ -96,6 +99,7 @@ class ModelHandler:
             )
         except RecursionError as error:
             raise InvalidArgument("messages", "nested values", "values that are nested less deep") from error
+        check_size(self.tokenizer, text, most_tokens)
         return self._encode(text)
 
     @cached_property
@@ -226,6 +230,16 @@ class ModelHandler:
     def _is_special(self, token_id: int) -> bool:
         shown = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return bool(shown) and not self.tokenizer.decode([token_id], skip_special_tokens=True)
+
+
+def check_size(tokenizer: Tokenizer, text: str, most_tokens: int | None) -> None:
+    """Raise LimitExceeded where a text has more tokens than it may, by its size alone; None sets no bound."""
+    if most_tokens is None or (fewest := tokenizer.fewest_tokens(text)) <= most_tokens:
+        return
+    message = (
+        f"the prompt has {len(text)} characters, which are at least {fewest} tokens; allowed: {most_tokens}"
+    )
+    raise LimitExceeded(message, "prompt")
 
 
 def _checked_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...backends.worker import Progress, Tokenizer
+from ...backends.worker import Progress
 from ...engine import AsyncEngine, ModelConfig, ModelState, ResultQueue
 from ...errors import MillstreamError, ModelError, ModelNotFound
 from ..models import Model
+from .text_pool import TextPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class ModelService:
         """
         self.defaults = dict(defaults or {})
         self.engine = engine
+        self.texts = TextPool()
         self._observer = observer
         self._chat_template = chat_template
         self._reports: set[asyncio.Task[None]] = set()
@@ -174,14 +176,3 @@ class ModelService:
     def _report(self, model: str, tenant: str, samples: Sequence[ResultQueue]) -> None:
         for sample, queue in enumerate(samples):
             self._observer.request_finished(model, tenant, queue, sample=sample)
-
-
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text; a long one is encoded in a thread, so that the event loop goes on."""
-    if len(text) < _LONG_TEXT:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-
-
-_LONG_TEXT = 16_384
-"""Characters; so many take a tokenizer some milliseconds."""

@@ -100,6 +100,7 @@ class _Server(uvicorn.Server):
             await self.serve(listeners)
         finally:
             cut_short = await self._end_preparing()
+            self._service.texts.close()
             await self._service.engine.close()
             if cut_short:
                 _leave()

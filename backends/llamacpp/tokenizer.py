@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import InvalidArgument, ModelFormatError
 from ..gguf.gguf_file import GGUFFile
 from ..gguf.model_file import GGUFModel
+from ..text.byte_count import count_bytes
 from ..text.chat_template import ChatTemplates
 from ..worker import TextStream
 from .vocabulary import Vocabulary
@@ -50,6 +51,14 @@ class GGUFTokenizer:
         except UnicodeEncodeError as error:
             raise InvalidArgument("text", text[error.start], _NO_UNICODE) from error
         return self._vocabulary.encode(data, add_special_tokens=add_special_tokens)
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the number of tokens in `text`, from its bytes alone; 0 where there is none."""
+        longest = self._vocabulary.longest_token
+        if longest is None:
+            return 0
+        # Blanks beside a special token may be taken away.
+        return -(-count_bytes(text, without_blanks=True) // longest)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; bytes that are no UTF-8 become U+FFFD.

@@ -106,6 +106,22 @@ class Vocabulary:
             or (is_word_piece and library.llama_vocab_sep(vocab) < 0)
         )
 
+    @cached_property
+    def longest_token(self) -> int | None:
+        """Bytes of the longest token; None where one may stand for a text of any length.
+
+        That is so where unknown words become one token, or a normalizer may take away what it likes.
+        """
+        library = self._library
+        kept = (
+            library.LLAMA_VOCAB_TYPE_SPM,
+            library.LLAMA_VOCAB_TYPE_BPE,
+            library.LLAMA_VOCAB_TYPE_RWKV,
+        )
+        if library.llama_vocab_type(self._vocab) not in kept:
+            return None
+        return max(1, *(len(self.token(token_id).text) for token_id in range(self.size)))
+
     def encode(self, text: bytes, *, add_special_tokens: bool) -> list[int]:
         """Token ids of UTF-8 `text`; special tokens in it become their ids.
 

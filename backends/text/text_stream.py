@@ -54,7 +54,8 @@ class TextDecoder:
         ids = list(token_ids)
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
             raise self._outside(next(i for i in ids if not 0 <= i < self.vocab_size))
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        # A batch lets go of the interpreter's lock, which `decode` holds for all ids.
+        text: str = self._tokenizer.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
         return text
 
     def stream(self, *, skip_special_tokens: bool = True) -> TextStream:

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from ...errors import InvalidArgument, ModelFormatError, NotSupported
 from ..worker import TextStream
 from .chat_template import ChatTemplates
+from .text_bound import TextBound
 from .text_stream import TextDecoder
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -54,6 +55,7 @@ class HFTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._bound = TextBound(tokenizer)
         self._decoder = TextDecoder(tokenizer, vocab_size)
         self._templates = ChatTemplates(chat_templates, special_tokens)
         self.chat_template: str | None = self._templates.default
@@ -95,13 +97,16 @@ class HFTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the model's own begin-of-sequence rule unless told otherwise.
 
+        Other threads run meanwhile: the pipeline's `encode` would hold the interpreter's lock for the whole
+        text, and its batches let go of it.
+
         Raises:
             InvalidArgument: `text` is no string, or holds half of a surrogate pair.
         """
         if not isinstance(text, str):
             raise InvalidArgument("text", text, "a string")
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
             if half is None:
@@ -109,7 +114,12 @@ class HFTokenizer:
             raise InvalidArgument(
                 "text", half, "characters of Unicode, no half of a surrogate pair"
             ) from error
+        ids: list[int] = encoded.ids
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the number of tokens in `text`, from its bytes alone; see TextBound."""
+        return self._bound.fewest_tokens(text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`.

@@ -61,6 +61,10 @@ class WithoutTemplate:
         self._texts[tuple(token_ids)] = text
         return token_ids
 
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the number of tokens in `text`."""
+        return self._tokenizer.fewest_tokens(text)
+
     def text_of(self, token_ids: Sequence[int]) -> str:
         """The text that was encoded to these ids; decoding would not bring back what a normaliser changed."""
         return self._texts[tuple(token_ids)]
@@ -90,6 +94,10 @@ class CodePoints:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The text's code points."""
         return [ord(character) for character in text]
+
+    def fewest_tokens(self, text: str) -> int:
+        """The number itself."""
+        return len(text)
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """The text with these code points."""

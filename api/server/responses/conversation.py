@@ -1,13 +1,12 @@
 """Conversation: the items a response is made from, and the model's prompt for them."""
 
-import asyncio
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....errors import InvalidArgument
+from ....errors import InvalidArgument, LimitExceeded
 from ...handlers import ModelHandler
 from ..errors import ApiError
 from ..routes.context import new_id
@@ -25,9 +24,8 @@ from ..schemas.response_items import (
     SentMessage,
     SentReasoning,
 )
+from ..text_pool import TextPool
 
-_LONG_TEXT = 16_384
-"""Characters; a longer conversation is made a prompt of in a thread, so that the event loop goes on."""
 _ROOM = 4
 """Where truncation sets in and nobody has said how long the answer may become, this part of the model's
 length is left for it: were it less, the next turns would be cut off, and each would truncate anew."""
@@ -156,6 +154,7 @@ class Conversation:
     async def prompt(
         self,
         handler: ModelHandler,
+        texts: TextPool,
         max_length: int,
         *,
         max_output_tokens: int | None,
@@ -163,7 +162,7 @@ class Conversation:
         chat_template: str | None,
         template_variables: Mapping[str, Any],
     ) -> list[int]:
-        """Token ids for a model whose requests hold up to `max_length` tokens.
+        """Token ids for a model whose requests hold up to `max_length` tokens; long ones are made in `texts`.
 
         With `truncate`, the oldest turns of what would not fit are left out.
 
@@ -180,9 +179,12 @@ class Conversation:
                     [turn.message for turn in kept],
                     chat_template=chat_template,
                     template_variables=template_variables,
+                    most_tokens=None if truncate else max_length - 1,
                 )
             except InvalidArgument as error:
                 raise _as_sent(error, kept) from error
+            except LimitExceeded as error:
+                raise _too_long(str(error)) from error
 
         def fitting() -> list[int]:
             prompt = render(0)
@@ -191,15 +193,18 @@ class Conversation:
             room = min(max_output_tokens or max_length // _ROOM, max_length // 2)
             return _shortest_cut(render, _cuts(turns), max_length - room)
 
-        characters = sum(len(turn.message["content"]) for turn in turns)
-        prompt = await asyncio.to_thread(fitting) if characters > _LONG_TEXT else fitting()
+        characters = sum(1 + len(turn.message["content"]) for turn in turns)
+        prompt = await texts.run_long(characters, fitting)
         if len(prompt) >= max_length:
-            message = (
+            raise _too_long(
                 f"input, with everything before it, has {len(prompt)} tokens; the model takes up to "
                 f"{max_length - 1}"
             )
-            raise ApiError(400, message, param="input", code="context_length_exceeded")
         return prompt
+
+
+def _too_long(message: str) -> ApiError:
+    return ApiError(400, message, param="input", code="context_length_exceeded")
 
 
 def _cuts(turns: Sequence[_Turn]) -> list[int]:

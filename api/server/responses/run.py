@@ -60,6 +60,7 @@ async def start_response(
     check_max_tokens("max_output_tokens", body.max_output_tokens, served.name, served.max_length)
     prompt = await conversation.prompt(
         served.handler,
+        service.texts,
         served.max_length,
         max_output_tokens=body.max_output_tokens,
         truncate=body.truncation == "auto",

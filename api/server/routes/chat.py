@@ -12,6 +12,8 @@ from ....engine import GeneratedElements
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
 from ...handlers import ReasoningSplitter
+from ...models import Model
+from ..bodies import BodyRoute
 from ..errors import ApiError
 from ..generation import Generation, finish_name
 from ..logprobs import chat_logprobs, prompt_logprobs, prompt_logprobs_in_chunk
@@ -42,7 +44,7 @@ from .context import (
     usage_in_chunk,
 )
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post(
@@ -74,19 +76,7 @@ async def start_chat(
     if body.echo and not body.continue_final_message:
         raise InvalidArgument("echo", True, "false unless continue_final_message is true")
     handler = target.served.handler
-    messages = [message.model_dump(exclude_unset=True) for message in body.messages]
-    prompt = handler.prompt(
-        messages,
-        add_generation_prompt=(
-            not body.continue_final_message
-            if body.add_generation_prompt is None
-            else body.add_generation_prompt
-        ),
-        continue_final_message=bool(body.continue_final_message),
-        chat_template=body.chat_template,
-        template_variables=_template_variables(body),
-    )
-    prompt = shortened(prompt, body.truncate_prompt_tokens)
+    prompt = await service.texts.run_long(_size(body), _prompt, body, target.served)
     served = target.served
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     check_max_tokens(limit, body.max_completion_tokens or body.max_tokens, served.name, served.max_length)
@@ -99,6 +89,28 @@ async def start_chat(
     )
     generation = Generation(service, target, [prompt], params, request_options(body, caller, target.adapter))
     return ChatAnswer(body, generation)
+
+
+def _size(body: ChatRequest) -> int:
+    """About how many characters there are to read; the rest of a message counts as one."""
+    parts = (message.content or "" for message in body.messages)
+    return sum(
+        1 + (len(part) if isinstance(part, str) else sum(len(text.text) for text in part)) for part in parts
+    )
+
+
+def _prompt(body: ChatRequest, served: Model) -> list[int]:
+    """Token ids of the conversation. Raises InvalidArgument, LimitExceeded, NotSupported."""
+    begins_answer = body.add_generation_prompt
+    prompt = served.handler.prompt(
+        [message.model_dump(exclude_unset=True) for message in body.messages],
+        add_generation_prompt=not body.continue_final_message if begins_answer is None else begins_answer,
+        continue_final_message=bool(body.continue_final_message),
+        chat_template=body.chat_template,
+        template_variables=_template_variables(body),
+        most_tokens=served.max_length - 1 if body.truncate_prompt_tokens is None else None,
+    )
+    return shortened(prompt, body.truncate_prompt_tokens)
 
 
 def _template_variables(body: ChatRequest) -> dict[str, Any]:

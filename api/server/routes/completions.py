@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request, Response
 from ....engine import GeneratedElements
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
+from ...models import Model
+from ..bodies import BodyRoute
 from ..errors import ApiError
 from ..generation import Generation, finish_name
 from ..logprobs import CompletionTable, joined, prompt_logprobs, prompt_logprobs_in_chunk
@@ -25,8 +27,9 @@ from ..sampling import (
 from ..schemas.chunks import CompletionChunk, CompletionChunkChoice
 from ..schemas.common import FinishName
 from ..schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from ..service import ModelService, Target, encode
+from ..service import ModelService, Target
 from ..sse import DONE, TextEvent, event
+from ..text_pool import encode
 from .context import (
     AskedBy,
     Config,
@@ -39,7 +42,7 @@ from .context import (
     usage_in_chunk,
 )
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 _MAX_CHOICES = 2048
 """Prompts times n in one request."""
@@ -70,7 +73,7 @@ async def start_completion(
     check_stream_options(body)
     if body.max_tokens == 0 and not body.echo:
         raise InvalidArgument("max_tokens", 0, "1 or more without echo")
-    prompts = await _prompts(body, target)
+    prompts = await service.texts.run_long(_size(body), _prompts, body, target.served)
     if len(prompts) * (body.n or 1) > _MAX_CHOICES:
         given = f"prompt has {len(prompts)} prompts and n is {body.n or 1}"
         message = f"{given}; allowed: {_MAX_CHOICES} choices in all"
@@ -90,19 +93,26 @@ async def start_completion(
     return CompletionAnswer(body, generation)
 
 
-async def _prompts(body: CompletionRequest, target: Target) -> list[list[int]]:
-    tokenizer = target.served.tokenizer
-    special = body.add_special_tokens is not False
+def _size(body: CompletionRequest) -> int:
+    """How many characters there are to be made tokens of."""
+    given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    return sum(len(prompt) for prompt in given if isinstance(prompt, str))
+
+
+def _prompts(body: CompletionRequest, served: Model) -> list[list[int]]:
+    """Token ids of all prompts. Raises InvalidArgument, LimitExceeded."""
     given: Sequence[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     if isinstance(given[0], int):
         given = [given]
-    prompts: list[list[int]] = []
-    for prompt in given:
-        token_ids = (
-            await encode(tokenizer, prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
-        )
-        prompts.append(shortened(token_ids, body.truncate_prompt_tokens))
-    return prompts
+    special = body.add_special_tokens is not False
+    most = served.max_length - 1 if body.truncate_prompt_tokens is None else None
+    token_ids = (
+        encode(served.tokenizer, prompt, add_special_tokens=special, most_tokens=most)
+        if isinstance(prompt, str)
+        else prompt
+        for prompt in given
+    )
+    return [shortened(ids, body.truncate_prompt_tokens) for ids in token_ids]
 
 
 class CompletionAnswer:

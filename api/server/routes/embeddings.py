@@ -8,13 +8,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ....engine import PoolingParams
+from ...models import Model
+from ..bodies import BodyRoute
 from ..generation import Generation
 from ..sampling import request_options
 from ..schemas.embeddings import EmbeddingList, EmbeddingObject, EmbeddingRequest, EmbeddingUsage
-from ..service import Target, encode
+from ..text_pool import encode
 from .context import ERRORS, AskedBy, Service, note_generation, target_of, unless_gone
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 @router.post("/v1/embeddings", response_class=Response, responses={200: {"model": EmbeddingList}, **ERRORS})
@@ -24,7 +26,7 @@ async def create_embeddings(
     """Embed a text, or each of several."""
     target = target_of(request, service, body.model)
     params = PoolingParams(normalize=body.normalize, dimensions=body.dimensions)
-    prompts = await _prompts(body, target)
+    prompts = await service.texts.run_long(_size(body), _prompts, body, target.served)
     generation = Generation(service, target, prompts, params, request_options(body, caller, target.adapter))
     note_generation(request, generation)
     with generation:
@@ -44,15 +46,22 @@ async def create_embeddings(
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _prompts(body: EmbeddingRequest, target: Target) -> list[list[int]]:
+def _size(body: EmbeddingRequest) -> int:
+    """How many characters there are to be made tokens of."""
+    given = body.input if isinstance(body.input, list) else [body.input]
+    return sum(len(text) for text in given if isinstance(text, str))
+
+
+def _prompts(body: EmbeddingRequest, served: Model) -> list[list[int]]:
+    """Token ids of all texts. Raises InvalidArgument, LimitExceeded."""
     given: Sequence[Any] = body.input if isinstance(body.input, list) else [body.input]
     if isinstance(given[0], int):
         given = [given]
-    prompts: list[list[int]] = []
-    for text in given:
-        token_ids = await encode(target.served.tokenizer, text) if isinstance(text, str) else text
-        prompts.append(token_ids[: body.truncate_prompt_tokens])
-    return prompts
+    most = served.max_length if body.truncate_prompt_tokens is None else None
+    token_ids = (
+        encode(served.tokenizer, text, most_tokens=most) if isinstance(text, str) else text for text in given
+    )
+    return [ids[: body.truncate_prompt_tokens] for ids in token_ids]
 
 
 def _encoded(vector: Sequence[float], form: str | None) -> list[float] | str:

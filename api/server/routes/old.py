@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from ....engine import ModelConfig
+from ..bodies import BodyRoute
 from ..errors import ApiError
 from ..keys import ADMIN_NAME
 from ..sampling import Caller
@@ -17,7 +18,7 @@ from .chat import ChatAnswer, start_chat
 from .context import ERRORS, AskedBy, Config, Service, note_generation, target_of, unless_gone
 from .models import ADMIN_ERRORS
 
-router = APIRouter(prefix="/old", tags=["Old"])
+router = APIRouter(route_class=BodyRoute, prefix="/old", tags=["Old"])
 
 
 class CurrentModel:

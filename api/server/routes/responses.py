@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ....errors import InvalidArgument
+from ..bodies import BodyRoute
 from ..errors import ApiError
 from ..responses.conversation import Conversation, read_input
 from ..responses.keeper import ResponseKeeper, page
@@ -26,7 +27,7 @@ from .context import (
     unless_gone,
 )
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
 
 def keeper_of(request: Request) -> ResponseKeeper:

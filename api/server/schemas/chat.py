@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from ....scheduler.sampling_fields import MAX_TOP_LOGPROBS
-from .common import Count, FinishName, PromptLogprobs, SamplingFields, Text, Usage, Wire
+from .common import Count, FinishName, PromptLogprobs, SamplingFields, Text, Usage, Wire, in_parts
 
 
 class TextPart(Wire):
@@ -21,7 +21,7 @@ class Message(Wire):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True), in_parts("parts")] | None = None
     name: str | None = None
 
 
@@ -46,7 +46,7 @@ class ChatRequest(SamplingFields):
         }
     )
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), in_parts("messages")]
     max_completion_tokens: Count | None = None
     """Longest answer in tokens, reasoning included; goes before `max_tokens`."""
     logprobs: bool | None = None

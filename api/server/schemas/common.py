@@ -1,14 +1,54 @@
 """Fields that several routes share."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic_core import InitErrorDetails
 
 from ....scheduler.sampling_fields import MAX_N, MAX_TOP_LOGPROBS
 
+_PART = 1024
+"""Items of a list that are checked in one go."""
+
+
+def _in_parts(value: Any, check: Callable[[Any], list[Any]]) -> list[Any]:
+    """Check a long list a part at a time: while one is checked, no other thread runs."""
+    if not isinstance(value, list) or len(value) <= _PART:
+        return check(value)
+    checked: list[Any] = []
+    for start in range(0, len(value), _PART):
+        try:
+            checked += check(value[start : start + _PART])
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                error.title, [_moved(fault, start) for fault in error.errors(include_url=False)]
+            ) from error
+    return checked
+
+
+def _moved(fault: Any, start: int) -> InitErrorDetails:
+    index, *place = fault["loc"]
+    kind, context = fault["type"], fault.get("ctx", {})
+    return InitErrorDetails(type=kind, loc=(index + start, *place), input=fault["input"], ctx=context)
+
+
+def in_parts(items: str) -> WrapValidator:
+    """For lists that a stranger may make long; their first fault ends the check (fail_fast).
+
+    `items` tells branches of a union apart: pydantic names them by the function.
+    """
+
+    def check_in_parts(value: Any, check: Callable[[Any], list[Any]]) -> list[Any]:
+        return _in_parts(value, check)
+
+    check_in_parts.__name__ = f"list of {items}"
+    return WrapValidator(check_in_parts)
+
+
 Text = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), in_parts("ids")]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 

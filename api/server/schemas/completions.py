@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from ....scheduler.sampling_fields import MAX_TOP_LOGPROBS
-from .common import FinishName, PromptLogprobs, SamplingFields, Text, TokenIds, Usage, Wire
+from .common import FinishName, PromptLogprobs, SamplingFields, Text, TokenIds, Usage, Wire, in_parts
 
 
 class CompletionRequest(SamplingFields):
@@ -18,8 +18,8 @@ class CompletionRequest(SamplingFields):
     prompt: (
         Text
         | TokenIds
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True), in_parts("texts")]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), in_parts("prompts")]
     )
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = 16
     """Longest output in tokens; 0 is allowed with `echo`."""

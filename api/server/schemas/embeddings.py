@@ -15,8 +15,8 @@ class EmbeddingRequest(RequestFields):
     input: (
         Text
         | TokenIds
-        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=2048, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None

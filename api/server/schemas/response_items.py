@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from .chat import TokenLogprob
-from .common import Wire
+from .common import Wire, in_parts
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -134,7 +134,8 @@ class SentMessage(Wire):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[
-        Annotated[Line, Tag("a text")] | Annotated[list[Part], Field(min_length=1), Tag("a list")],
+        Annotated[Line, Tag("a text")]
+        | Annotated[list[Part], Field(min_length=1, fail_fast=True), in_parts("items"), Tag("a list")],
         Discriminator(_text_or_list),
     ]
     id: Line | None = None
@@ -174,7 +175,8 @@ SentItem = Annotated[
     _served(_SENT, "message", "no tools, images or files"),
 ]
 Input = Annotated[
-    Annotated[Line, Tag("a text")] | Annotated[list[SentItem], Tag("a list")],
+    Annotated[Line, Tag("a text")]
+    | Annotated[list[SentItem], Field(fail_fast=True), in_parts("items"), Tag("a list")],
     Discriminator(_text_or_list),
 ]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from .chat import Message
-from .common import Text, TokenId, Wire
+from .common import Text, TokenId, Wire, in_parts
 
 
 class TokenizeRequest(Wire):
@@ -17,7 +17,9 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), in_parts("messages")] | None = (
+        None
+    )
     add_special_tokens: bool | None = None
     """Whether a text's ids begin with the model's own first token; true unless said otherwise."""
     add_generation_prompt: bool | None = None
@@ -44,7 +46,7 @@ class DetokenizeRequest(Wire):
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [264, 78, 309]}]})
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True), in_parts("ids")]
     skip_special_tokens: bool | None = None
     """Whether special tokens have no text; false unless said otherwise."""
 
