@@ -85,9 +85,10 @@ class Intake:
             raise InvalidArgument(
                 "stop", params.stop, "nothing with detokenize=False: there is no text to search"
             )
+        # Its length first: what is far too long need not be looked at.
+        max_output = check_lengths(self._model, len(prompt), params, self._max_length)
         token_ids = check_prompt(prompt, self._info.vocab_size)
         check_token_ids(params, self._info.vocab_size)
-        max_output = check_lengths(self._model, len(token_ids), params, self._max_length)
         eos = self._info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
         with self.adapters.using(options.adapter) as cache_name:
             outputs: list[Output] = []
@@ -126,12 +127,12 @@ class Intake:
             raise NotSupported(f"model {self._model!r} gives no embeddings")
         params.check_size(self._model, embedding.size)
         params = params.resolve(embedding)
-        token_ids = check_prompt(prompt, self._info.vocab_size)
-        if len(token_ids) > self._max_length:
+        if len(prompt) > self._max_length:
             raise LimitExceeded(
-                f"the prompt has {len(token_ids)} tokens; {self._model!r} takes up to {self._max_length}",
+                f"the prompt has {len(prompt)} tokens; {self._model!r} takes up to {self._max_length}",
                 "prompt",
             )
+        token_ids = check_prompt(prompt, self._info.vocab_size)
         with self.adapters.using(options.adapter) as cache_name:
             request = self._request(
                 token_ids,

@@ -55,6 +55,17 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help='may be repeated; or "*"',
     )
+    add(
+        "--allowed-host",
+        dest="allowed_hosts",
+        action="append",
+        metavar="NAME",
+        help="a name that the server answers to, beside this machine's own (any with keys); may be repeated",
+    )
+    add("--head-seconds", type=float, metavar="SECONDS", help="for the head of a request to be there")
+    add("--body-seconds", type=float, metavar="SECONDS", help="without any of a request's body")
+    add("--max-connections", type=int, metavar="N", help="at the same time")
+    add("--max-connections-per-address", type=int, metavar="N", help="of one client or proxy")
     add("--max-body-bytes", type=int, metavar="N", help="largest request body")
     add("--request-timeout", type=float, metavar="SECONDS", help="of requests that name none")
     add("--keep-alive-seconds", type=float, metavar="SECONDS", help="between comments on a silent stream")
@@ -128,8 +139,9 @@ def server_config(
     """
     given = {name: value for name, value in vars(options).items() if name in ServerConfig.__struct_fields__}
     given["api_keys"], given["admin_key"] = tuple(keys), admin_key
-    if "cors_origins" in given:
-        given["cors_origins"] = tuple(given["cors_origins"])
+    for repeated in ("cors_origins", "allowed_hosts"):
+        if repeated in given:
+            given[repeated] = tuple(given[repeated])
     template: Path | None = getattr(options, "template_file", None)
     if template is not None:
         try:

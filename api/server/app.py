@@ -20,6 +20,7 @@ from .middleware.authentication import Authentication
 from .middleware.body_limit import BodyLimit
 from .middleware.cors import Cors
 from .middleware.drain_gate import DrainGate
+from .middleware.host_guard import HostGuard
 from .middleware.http_metrics import HttpMetrics
 from .middleware.internal_errors import InternalErrors
 from .middleware.key_limits import KeyLimits
@@ -90,7 +91,16 @@ def create_app(
     app.add_exception_handler(MillstreamError, _tell)
     app.add_exception_handler(RequestValidationError, _tell)
     app.add_exception_handler(HTTPException, _tell)
-    # The one added last is passed first.
+    _add_middleware(app, config, metrics, tracing)
+    # Else it is built with the first message, too late to refuse a configuration.
+    app.middleware_stack = app.build_middleware_stack()
+    return app
+
+
+def _add_middleware(
+    app: FastAPI, config: ServerConfig, metrics: ServerMetrics, tracing: Tracing | None
+) -> None:
+    """What every request passes; the one added last is passed first."""
     if not config.refuse_unknown_fields:
         app.add_middleware(UnknownFields, fields=_body_fields())
     if config.log_prompts:
@@ -106,14 +116,19 @@ def create_app(
     app.add_middleware(DrainGate, drain=app.state.drain)
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
+    if config.allowed_hosts or not config.api_keys:
+        app.add_middleware(
+            HostGuard,
+            host=config.host,
+            allowed_hosts=config.allowed_hosts,
+            origins=config.cors_origins,
+            open_to_all=not config.api_keys,
+        )
     if tracing is not None:
         app.add_middleware(RequestSpans, tracing=tracing)
     app.add_middleware(AccessLog)
     app.add_middleware(HttpMetrics, metrics=metrics)
     app.add_middleware(RequestIds)
-    # Else it is built with the first message, too late to refuse a configuration.
-    app.middleware_stack = app.build_middleware_stack()
-    return app
 
 
 def _body_fields() -> Mapping[str, frozenset[str]]:

@@ -7,6 +7,14 @@ import msgspec
 from ...errors import InvalidArgument
 from .keys import ApiKey
 
+_LEAST = {
+    "max_body_bytes": 1,
+    "max_stored_responses": 0,
+    "max_connections": 1,
+    "max_connections_per_address": 1,
+}
+_SECONDS = ("keep_alive_seconds", "drain_seconds", "stall_seconds", "head_seconds", "body_seconds")
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about the server that is not about a model.
@@ -26,6 +34,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a key at /metrics, too."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the server; "*" allows all, none is allowed by default."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the server answers to, beside those of loopback; "*" allows all.
+
+    Without API keys, or where names are given here, it answers to no others."""
+    head_seconds: float = 10.0
+    """In which a request's head must be there."""
+    body_seconds: float = 30.0
+    """That may pass without any of a request's body, while it is read."""
+    max_connections: int = 4096
+    max_connections_per_address: int = 1024
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     max_body_bytes: int = 16 << 20
@@ -53,10 +71,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _require(isinstance(self.host, str) and self.host != "", self, "host", "an address to listen on")
         _require(_is_int(self.port) and 0 <= self.port <= 65535, self, "port", "0 to 65535")
-        for name, least in (("max_body_bytes", 1), ("max_stored_responses", 0)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             _require(_is_int(value) and value >= least, self, name, f"{least} or more")
-        for name in ("keep_alive_seconds", "drain_seconds", "stall_seconds"):
+        for name in _SECONDS:
             _require(_is_seconds(getattr(self, name)), self, name, "seconds above 0")
         timeout = self.request_timeout
         _require(timeout is None or _is_seconds(timeout), self, "request_timeout", "seconds above 0, or None")

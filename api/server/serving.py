@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from ...errors import InvalidArgument
 from ..cli.running import run_async
 from .config import ServerConfig
+from .connections import limited_connections
 from .draining import CANCEL_SECONDS, Drain, Phase
 from .service import ModelService
 
@@ -210,7 +211,8 @@ def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     """Raises InvalidArgument when the certificate or its key cannot be read."""
     made = uvicorn.Config(
         app,
-        http="httptools",
+        # uvicorn only calls it; its annotation asks for a class.
+        http=limited_connections(config),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

@@ -96,7 +96,7 @@ async def start_completion(
 def _size(body: CompletionRequest) -> int:
     """How many characters there are to be made tokens of."""
     given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    return sum(len(prompt) for prompt in given if isinstance(prompt, str))
+    return sum(map(len, given)) if isinstance(given[0], str) else 0
 
 
 def _prompts(body: CompletionRequest, served: Model) -> list[list[int]]:

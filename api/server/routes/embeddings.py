@@ -49,7 +49,7 @@ async def create_embeddings(
 def _size(body: EmbeddingRequest) -> int:
     """How many characters there are to be made tokens of."""
     given = body.input if isinstance(body.input, list) else [body.input]
-    return sum(len(text) for text in given if isinstance(text, str))
+    return sum(map(len, given)) if isinstance(given[0], str) else 0
 
 
 def _prompts(body: EmbeddingRequest, served: Model) -> list[list[int]]:

@@ -346,7 +346,9 @@ async def connection(server):
 
 
 def head(path=TEXT, *lines):
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {JSON}", *lines, "", ""]).encode()
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {JSON}", *lines, "", ""]
+    ).encode()
 
 
 async def exchanged(server, sent):
