@@ -75,7 +75,6 @@ async def start_chat(
         raise InvalidArgument("top_logprobs", body.top_logprobs, "0 unless logprobs is true")
     if body.echo and not body.continue_final_message:
         raise InvalidArgument("echo", True, "false unless continue_final_message is true")
-    handler = target.served.handler
     prompt = await service.texts.run_long(_size(body), _prompt, body, target.served)
     served = target.served
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
