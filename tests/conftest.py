@@ -13,6 +13,8 @@ import pytest
 
 from millstream.backends.machine.cpu_level import bind_libraries
 
+bind_libraries()  # before configurations further down, which may import torch
+
 TESTS = Path(__file__).parent
 NEEDS = {
     "torch": (
@@ -77,8 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test imports torch. One of several processes keeps to its share of the CPUs."""
-    bind_libraries()
+    """One of several processes keeps to its share of the CPUs."""
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
         cpus = sorted(os.sched_getaffinity(0))
