@@ -19,6 +19,8 @@ from typing import Any
 
 from .limited import run_limited
 
+SECONDS = 300.0
+"""For all steps together, unless a flag says otherwise."""
 _FAULT_LINES = 12
 _WIDTH = 180
 _SMI = ("name", "driver_version", "memory.total", "memory.free", "compute_cap", "mig.mode.current")
@@ -30,7 +32,7 @@ class Step:
 
     name: str
     seconds: float
-    """After so many it is ended."""
+    """After so many it is ended; after n times as many where all steps together are given n * SECONDS."""
     needs: tuple[str, ...] = ()
     """Steps without whose success it is not tried."""
 
@@ -91,7 +93,7 @@ def run_step(step: Step, arguments: Sequence[str], environment: Mapping[str, str
 def run_steps(
     steps: Sequence[Step], arguments: Sequence[str], packages: Path | None, seconds: float
 ) -> list[Result]:
-    """All steps, one after the other, each printed as it ends; they have so many seconds in all."""
+    """All steps, one after the other, each printed as it ends; they have so many seconds together."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment = {**os.environ, **offline, "PYTHONFAULTHANDLER": "1"}
     if packages is not None:
@@ -105,7 +107,8 @@ def run_steps(
                 result = Result(name=step.name, status="skipped", fault=[f"needs {name}" for name in missing])
             else:
                 out = Path(folder, f"{step.name}.json")
-                limited = replace(step, seconds=max(0.0, min(step.seconds, end - monotonic())))
+                limit = min(step.seconds * seconds / SECONDS, end - monotonic())
+                limited = replace(step, seconds=max(0.0, limit))
                 result = run_step(limited, [folder, *arguments], environment, out)
             results[step.name] = result
             print(_line(result), flush=True)
@@ -167,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", metavar="NAME", help="cuda by default")
     add("--shape", metavar="NAME", help="of the model that is measured; qwen2-0.5b by default")
     add("--requests", type=int, metavar="N", help="of W1; 64 by default")
-    add("--seconds", type=float, default=300.0, metavar="N", help="for all steps together; 300 by default")
+    add("--seconds", type=float, default=SECONDS, metavar="N", help="for all steps together; 300 by default")
     add(
         "--packages",
         type=Path,

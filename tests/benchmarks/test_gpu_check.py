@@ -17,7 +17,7 @@ SCRIPT = Path(gpu_check.__file__).with_suffix(".sh")
 def test_the_whole_way_on_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     done = subprocess.run(
-        [SCRIPT, "--dry-run", "--requests", "1", "--seconds", "900", "--output-json", out],
+        [SCRIPT, "--dry-run", "--requests", "1", "--seconds", "3000", "--output-json", out],
         env={**os.environ, "PYTHON": sys.executable},
         cwd=tmp_path,
         capture_output=True,
@@ -71,7 +71,7 @@ def test_steps_that_need_a_failed_one_are_not_tried(capsys: pytest.CaptureFixtur
         Step("checkpoints", 600, ("device",)),
         Step("w2_generate", 1, ("checkpoints",)),
     ]
-    results = run_steps(steps, ["nonsense", "tiny", "1"], None, 600)
+    results = run_steps(steps, ["nonsense", "tiny", "1"], None, 3000)
     assert [result.status for result in results] == ["failed", "skipped", "skipped"]
     assert results[1].fault == ["needs device"]
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -83,7 +83,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     environment = os.environ.get("PYTHONPATH", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), environment]))
-        (result,) = run_steps(steps, ["cpu", "tiny", "1"], None, 600)
+        (result,) = run_steps(steps, ["cpu", "tiny", "1"], None, 3000)
     assert "not installed: msgspec (not here)" in result.fault[-1]
 
 
