@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 CSRC = Path("backends/native/csrc")
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden", "-fno-math-errno"]
 # The order of roundings belongs to the kernels' contract: fused multiply-adds stand where the source says so.
 FLAGS += ["-ffp-contract=off", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 FLAGS += [
@@ -26,6 +26,8 @@ FLAGS += [
     "-Wno-stringop-overflow",
 ]  # false alarms of GCC 12
 AVX512 = ["f", "bw", "vl", "dq", "bf16", "vnni"]
+ONCE = ("module", "threads")
+"""Sources that are compiled for every CPU alike."""
 LEVELS: dict[str, list[str]] = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma"]
@@ -33,13 +35,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 class BuildKernels(build_ext):
-    """Compiles `module.cpp` once, and every other source once per level."""
+    """Compiles the sources of `ONCE`, and every other one once per level."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile what is older than its sources, then link."""
         folder = Path(self.build_temp).resolve() / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
-        sources = sorted(path for path in CSRC.glob("*.cpp") if path.name != "module.cpp")
+        sources = sorted(path for path in CSRC.glob("*.cpp") if path.stem not in ONCE)
         newest = max(path.stat().st_mtime for path in [Path("setup.py"), *CSRC.glob("*.h")])
 
         def compiled(level: str, flags: list[str], source: Path) -> str:
@@ -68,11 +70,11 @@ class BuildKernels(build_ext):
                 continue
             built.append(level)
         _write_tables(folder / "tables.inc", built, [path.stem for path in sources])
-        objects.append(compiled("module", [], CSRC / "module.cpp"))
+        objects += [compiled("module", [], CSRC / f"{name}.cpp") for name in ONCE]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         linked = target.with_suffix(".linked")
-        self.compiler.link_shared_object(objects, str(linked), extra_postargs=["-fopenmp"], target_lang="c++")
+        self.compiler.link_shared_object(objects, str(linked), extra_postargs=["-pthread"], target_lang="c++")
         linked.replace(target)  # whoever runs the former one keeps it
 
 

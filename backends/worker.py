@@ -44,6 +44,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens one Batch may hold."""
     warmup_tokens: int = 1
     """Tokens of the chunk that leaves nothing to be set up for any other."""
+    learning_steps: int = 1
+    """Steps of one size that leave nothing to be learnt about it."""
     shares_prefixes: bool = True
     """Sequences may share blocks; False switches the prefix cache off."""
     shares_within_step: bool = True
@@ -176,6 +178,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int
     threads: int
+    tunes_threads: bool = False
+    """Steps may take fewer threads where that is faster and changes no result."""
     quantization: str = "none"
     """One of QUANTIZATIONS."""
     kv_cache_dtype: str = "auto"

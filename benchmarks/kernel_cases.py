@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends.answers import Sampler
 from ..backends.answers.native_token_sampler import NativeTokenSampler
 from ..backends.machine.pages import reserve
-from ..backends.native import load
+from ..backends.native import load, set_threads
 from ..backends.native.linear import PLAIN, NativeLinear, has_bf16_products, pack
 from ..backends.torch.decoder.config import decoder_config, read_config
 from ..backends.torch.decoder.decoder import NativeDecoder
@@ -82,6 +82,7 @@ class MemoryReader:
 def use_threads(count: int) -> None:
     """The number of threads of all kernels in this process."""
     torch.set_num_threads(count)
+    set_threads(count)
 
 
 def make_inputs(chunks: Sequence[tuple[int, int]], vocab: int) -> StepInputs:

@@ -41,6 +41,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     prompts are found at multiples of 64. Refused for encoders and for models with recurrent layers.
     """
     threads: int = 0
+    """0: as many, up to the physical cores, as are fastest for a step of its size, by measurement; where
+    results depend on it, all physical cores. Else exactly so many."""
     max_length: int | None = None
     """Longest request in tokens, prompt and output together."""
     block_size: int = 16
@@ -76,7 +78,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         for field in ("device", "dtype"):
             _require(isinstance(getattr(self, field), str), self, field, 'a string, or "auto"')
         _require(
-            _is_int(self.threads) and self.threads >= 0, self, "threads", "0 (all physical cores) or more"
+            _is_int(self.threads) and self.threads >= 0, self, "threads", "0 (as many as are fastest) or more"
         )
         bounds = (("max_length", 2), ("num_blocks", 2), ("max_adapters", 0), ("max_adapter_rank", 1))
         for field, least in bounds:

@@ -241,6 +241,7 @@ class InstalledModel:
             block_size=self.config.block_size,
             num_blocks=num_blocks,
             threads=self._threads,
+            tunes_threads=self.config.threads == 0,
             quantization=self.config.quantization,
             kv_cache_dtype=self.config.kv_cache_dtype,
             batch_invariant=self.config.batch_invariant,

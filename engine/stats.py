@@ -49,6 +49,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Why the step loop has ended by itself; None while it runs."""
     step_tokens: Distribution = no_values(STEP_TOKEN_BOUNDS)
     """Tokens computed per step."""
+    step_threads: dict[int, int] = {}
+    """Threads of the CPU that the last step of each size took: most tokens of the size (a power of two) ->
+    threads."""
     step_seconds: Distribution = no_values(STEP_SECOND_BOUNDS)
     """Durations of steps, from the choice of their tokens to the worker's answer."""
 
@@ -92,5 +95,6 @@ def collect_stats(name: str, plan: MemoryPlan, loop: StepLoop, kv: KVCache) -> E
         stalled_seconds=loop.stalled_seconds(now),
         failure=loop.failure,
         step_tokens=loop.step_tokens.snapshot(),
+        step_threads=dict(sorted(loop.step_threads.copy().items())),
         step_seconds=loop.step_seconds.snapshot(),
     )

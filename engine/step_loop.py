@@ -10,6 +10,7 @@ from contextlib import suppress
 from itertools import chain
 from time import monotonic
 
+from ..backends.machine.threads import size_bound
 from ..backends.worker import Worker
 from ..errors import ModelStateError, WorkerError
 from ..scheduler import Batch, FinishReason, Request, Scheduler, StepResult
@@ -58,6 +59,8 @@ class StepLoop:
         self.started = monotonic()
         self.step_tokens = Histogram(STEP_TOKEN_BOUNDS)
         """Tokens computed per step."""
+        self.step_threads: dict[int, int] = {}
+        """By the most tokens of a size of steps: the threads that the last one of that size took."""
         self.step_seconds = Histogram(STEP_SECOND_BOUNDS)
         """From the choice of a step's tokens to the worker's answer."""
 
@@ -194,6 +197,8 @@ class StepLoop:
         num_tokens = batch.num_tokens
         self.prompt_rate.add(num_tokens - generated, now)
         self.step_tokens.observe(num_tokens)
+        if result.threads:
+            self.step_threads[size_bound(num_tokens)] = result.threads
         self.num_sequence_steps += len(batch.chunks)
 
     def _apply_changes(self) -> None:

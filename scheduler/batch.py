@@ -98,6 +98,8 @@ class StepResult(msgspec.Struct, frozen=True):
     `unplaced` names sequences whose chunk the worker had no room to compute: they are preempted (one that is
     alone in its batch is always placed). `lost_blocks` names blocks whose content it could not keep: nobody
     may match them any more. Both are empty where a block of the pool is a block of the worker's memory.
+
+    `threads` is how many threads of the CPU the step took; 0 where the worker cannot tell.
     """
 
     token_ids: list[int | None]
@@ -107,3 +109,4 @@ class StepResult(msgspec.Struct, frozen=True):
     errors: dict[int, str] = {}
     unplaced: frozenset[int] = frozenset()
     lost_blocks: tuple[int, ...] = ()
+    threads: int = 0

@@ -117,7 +117,7 @@ ENGINE_FLAGS = (
     EngineFlag("quantization", f"of the weights, while they are loaded: {_one_of(QUANTIZATIONS)}"),
     EngineFlag("kv_cache_dtype", f"of keys and values in the cache: {_one_of(KV_CACHE_DTYPES)}"),
     EngineFlag("batch_invariant", "on gives the same bits in every batch", "on|off", _switch),
-    EngineFlag("threads", "0 uses all physical cores", "N", int),
+    EngineFlag("threads", "0: as many as are fastest, by measurement", "N", int),
     EngineFlag("max_length", "longest request in tokens, prompt and output together", "N", int),
     EngineFlag("max_num_seqs", "requests in one step", "N", int),
     EngineFlag("max_num_batched_tokens", "tokens in one step", "N", int),

@@ -88,7 +88,7 @@ class LlamaCppBackend:
         if dtype not in ("auto", own):
             raise InvalidArgument("dtype", dtype, f"auto, {own}, because {info.path.name} is in {own}")
         if threads < 0:
-            raise InvalidArgument("threads", threads, "0 (all physical cores) or more")
+            raise InvalidArgument("threads", threads, "0 (as many as are fastest) or more")
         return device, own, threads or physical_cores()
 
     def memory_needs(self, info: ModelInfo, config: WorkerConfig) -> MemoryNeeds:

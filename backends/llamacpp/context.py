@@ -50,6 +50,9 @@ class Context(Cells, Protocol):
     def grow(self) -> bool:
         """Make more cells, and keep all content; False where there are as many as there may be."""
 
+    def use_threads(self, count: int) -> None:
+        """How many threads `decode` takes from now on."""
+
     def rows(self) -> Rows:
         """The rows that were wanted of the last `decode`, [rows, width]; they hold until the next one."""
 
@@ -92,6 +95,7 @@ class LlamaContext:
         first, *self._larger = layouts_up_to(self.layout, config, cost)
         self._adapters: dict[str, tuple[Any, float]] = {}
         self._adapter: str | None = None
+        self._threads = config.threads
         self._states = self.always_states
         self._context: Any = None
         self._model = self._load(info, config, progress)
@@ -157,6 +161,12 @@ class LlamaContext:
         self.use_adapter(adapter)
         self._larger = rest
         return True
+
+    def use_threads(self, count: int) -> None:
+        """See `Context`."""
+        if count != self._threads:
+            self._api.llama_set_n_threads(self._context, count, count)
+            self._threads = count
 
     def rows(self) -> Rows:
         """See `Context`."""
@@ -250,6 +260,7 @@ class LlamaContext:
         self.lane_size = layout.lane_size
         self._adapter = None
         self._states = self.always_states
+        self._threads = self._config.threads
 
     def _make_context(self, layout: Layout) -> Any:
         file, info, config = self._file, self._info, self._config

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from time import perf_counter
+
+from msgspec.structs import replace
 
 from ...errors import NotSupported, WorkerError
 from ...scheduler.batch import Batch, Chunk, Pooling, StepResult
 from ..answers import Sampler
 from ..gguf.model_file import GGUFModel
+from ..machine.threads import ThreadChooser
+from ..native import set_threads
 from ..worker import Adapter, EmbeddingSpec, ModelInfo, Progress, WorkerConfig, WorkerSpec
 from .adapter_file import check_adapter
 from .context import Context, LlamaContext
@@ -26,15 +31,18 @@ class LlamaCppWorker:
         context: Context,
         reader: Reader,
         batch_invariant: bool = False,
+        threads: ThreadChooser | None = None,
     ) -> None:
         """`file` is the header of the model, to check adapters against; None where none is taken.
 
-        With `batch_invariant` the context has a stream for each sequence.
+        With `batch_invariant` the context has a stream for each sequence. Without `threads` each step takes
+        one.
         """
         self._spec = spec
         self._file = file
         self._context: Context | None = context
         self._reader = reader
+        self._threads = threads or ThreadChooser(1, tunes=False)
         self._tokens: dict[int, list[int]] = {}
         """All tokens of each live sequence, to compute again what no lane holds any more."""
         self._adapter_of: dict[int, str | None] = {}
@@ -68,7 +76,15 @@ class LlamaCppWorker:
         """See `Worker`."""
         context = self._open_context()
         try:
-            return self._execute(batch, context)
+            if not batch.chunks:
+                return self._execute(batch, context)
+            threads = self._threads.choose(batch.num_tokens)
+            context.use_threads(threads)
+            set_threads(threads)  # of the kernels that choose tokens
+            began = perf_counter()
+            result = self._execute(batch, context)
+            self._threads.observe(batch.num_tokens, perf_counter() - began)
+            return replace(result, threads=threads)
         except Exception as error:
             # What was claimed may not have been computed, and a call that failed may have left some of it.
             self._map.clear()
@@ -296,6 +312,8 @@ def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress
         context.close()
         raise NotSupported(f"batch_invariant is True, but sequences of {info.name} cannot lose single tokens")
     pooling = file.pooling
+    tunes = config.tunes_threads and config.device == "cpu" and not config.batch_invariant
+    threads = ThreadChooser(config.threads, tunes=tunes)
     spec = WorkerSpec(
         vocab_size=info.vocab_size,
         max_length=config.max_length,
@@ -305,6 +323,7 @@ def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress
         max_num_batched_tokens=config.max_num_batched_tokens,
         # Buffers are made for the largest step when the context is.
         warmup_tokens=64 if config.device == "cpu" else config.max_num_batched_tokens,
+        learning_steps=threads.learning_steps,
         shares_prefixes=context.can_cut,
         shares_within_step=False,
         generates=pooling is None,
@@ -316,7 +335,7 @@ def load_worker(file: GGUFModel, info: ModelInfo, config: WorkerConfig, progress
         dtype=config.dtype,
     )
     reader = Reader(Sampler(info.vocab_size, spec.max_num_seqs, "cpu"))
-    return LlamaCppWorker(spec, file, context, reader, config.batch_invariant)
+    return LlamaCppWorker(spec, file, context, reader, config.batch_invariant, threads)
 
 
 def _most_tokens(context: Context, states: bool) -> int:

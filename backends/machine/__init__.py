@@ -1,1 +1,1 @@
-"""The machine: CPU, memory and GPU found, OpenMP's threads, memory pages."""
+"""The machine: CPU, memory and GPU found, threads chosen, OpenMP, memory pages."""

@@ -235,3 +235,8 @@ class Functions(Protocol):
 LEVELS: tuple[str, ...]
 
 def functions(level: str) -> Functions: ...
+def set_threads(count: int, /) -> None:
+    """How many threads the kernels that this thread calls take from now on; 1 to 4096."""
+
+def threads() -> int:
+    """How many threads the kernels that this thread calls take."""

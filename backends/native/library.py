@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from ...errors import InvalidArgument
 from ..machine.cpu_level import at_most, forced_level
 from ..machine.hardware import find_compiler
-from ..machine.openmp import import_with_openmp
 
 if TYPE_CHECKING:
     from ._kernels import Functions
@@ -29,7 +28,6 @@ def levels() -> tuple[str, ...] | Missing:
     Raises:
         InvalidArgument: the forced level is none, or this CPU does not have it.
     """
-    import_with_openmp("torch")  # its OpenMP runtime is shared
     try:
         from . import _kernels
     except ImportError as error:
@@ -46,6 +44,15 @@ def best_level() -> str | Missing:
     """The fastest of `levels`."""
     found = levels()
     return found if isinstance(found, Missing) else found[0]
+
+
+def set_threads(count: int) -> None:
+    """How many threads the kernels that the calling thread calls take from now on; one until it was said."""
+    try:
+        from . import _kernels
+    except ImportError:
+        return  # there are no kernels
+    _kernels.set_threads(count)
 
 
 def load(level: str) -> Functions:

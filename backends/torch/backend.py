@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from msgspec.structs import replace
 from transformers import PretrainedConfig
 
 from ...errors import InvalidArgument
@@ -11,6 +12,8 @@ from ...scheduler.batch import Pooling
 from ..answers import Sampler
 from ..machine.cpu_level import usable_features
 from ..machine.hardware import MemoryLimit, has_bfloat16, memory_limit, physical_cores
+from ..machine.threads import ThreadChooser
+from ..native import set_threads
 from ..text.tokenizer import HFTokenizer
 from ..worker import (
     EmbeddingSpec,
@@ -90,7 +93,7 @@ class TorchBackend:
         if dtype not in DTYPES:
             raise InvalidArgument("dtype", dtype, f"auto, {', '.join(DTYPES)}")
         if threads < 0:
-            raise InvalidArgument("threads", threads, "0 (all physical cores) or more")
+            raise InvalidArgument("threads", threads, "0 (as many as are fastest) or more")
         return device, dtype, threads or physical_cores()
 
     @staticmethod
@@ -147,12 +150,16 @@ class TorchBackend:
         return MemoryLimit(total, total - free, torch.cuda.get_device_name(device), shared=False)
 
     def load(self, info: ModelInfo, config: WorkerConfig, progress: Progress) -> Worker:
-        """See `Backend`. The number of threads holds for the whole process.
+        """See `Backend`. The number of torch's own threads holds for the whole process.
+
+        Which number is taken is chosen step by step where all products are native ones, whose results it does
+        not change. Those of torch's may change in their last bits; with them it is `config.threads`.
 
         Raises:
             NotSupported: the model runs neither natively nor through transformers; the message says why.
         """
         torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         model_config = read_config(info.path)
         made_for = purpose(model_config, info.path)
         sentences = read_sentence_folder(info.path)
@@ -174,7 +181,10 @@ class TorchBackend:
             model = load(info, config, make_kernels(torch.device(config.device)), progress)
         embedding = _embedding(model.hidden_size, sentences, Pooling.LAST)
         sampler = Sampler(info.vocab_size, config.max_num_seqs, config.device)
-        return TorchWorker(_spec(info, config, made_for, embedding), model, sampler, dense)
+        invariant = isinstance(model, NativeDecoder) and model.has_native_products
+        threads = ThreadChooser(config.threads, tunes=config.tunes_threads and invariant)
+        spec = replace(_spec(info, config, made_for, embedding), learning_steps=threads.learning_steps)
+        return TorchWorker(spec, model, sampler, dense, threads)
 
     def load_tokenizer(self, info: ModelInfo) -> Tokenizer:
         """See `Backend`."""

@@ -1,6 +1,9 @@
 """TorchWorker: executes batches with a PagedModel and the sampler."""
 
+from time import perf_counter
+
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ...errors import NotSupported, WorkerError
@@ -8,6 +11,8 @@ from ...scheduler.batch import Batch, StepResult, TokenLogprobs, Wants
 from ..answers import Sampler
 from ..answers.pooling import Pooler, Projection
 from ..answers.prompt_scores import MAX_ROWS, PromptPart, PromptScores
+from ..machine.threads import ThreadChooser
+from ..native import set_threads
 from ..worker import Adapter, WorkerSpec
 from .batching import StepBuilder
 from .model import PagedModel
@@ -23,8 +28,12 @@ class TorchWorker:
         model: PagedModel,
         sampler: Sampler,
         projection: Projection | None = None,
+        threads: ThreadChooser | None = None,
     ) -> None:
-        """`projection` is what becomes of pooled hidden states before they are an embedding."""
+        """`projection` is what becomes of pooled hidden states before they are an embedding.
+
+        Without `threads` all native kernels take one.
+        """
         self._spec = spec
         self._model: PagedModel | None = model
         self._sampler = sampler
@@ -33,6 +42,7 @@ class TorchWorker:
         )
         self._prompts = PromptScores(sampler.token_logprobs)
         self._pooler = Pooler(projection)
+        self._threads = threads or ThreadChooser(1, tunes=False)
 
     @property
     def spec(self) -> WorkerSpec:
@@ -44,7 +54,14 @@ class TorchWorker:
         if self._model is None:
             raise WorkerError("the worker is closed")
         try:
-            return self._execute(batch, self._model)
+            if not batch.chunks:
+                return self._execute(batch, self._model)
+            threads = self._threads.choose(batch.num_tokens)
+            set_threads(threads)
+            began = perf_counter()
+            result = self._execute(batch, self._model)
+            self._threads.observe(batch.num_tokens, perf_counter() - began)
+            return replace(result, threads=threads)
         except Exception as error:
             raise WorkerError(f"{type(error).__name__} while executing a batch: {error}") from error
 

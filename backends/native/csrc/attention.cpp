@@ -292,7 +292,7 @@ static void attend(const Call<T>& call, const int64_t* order, int64_t slices) {
     Task* tasks = scratch<Task>(5, count);
     list_tasks<T>(worker, order, slices, tasks, &work);
     LongWork long_work(work);
-    const int64_t threads = omp_get_max_threads();
+    const int64_t threads = thread_count();
     int64_t rows = 0, tiles = 0, pieces = 0;
     for (int64_t i = 0; i < count; i++) {
         tiles += tasks[i].end_tile - tasks[i].first_tile;

@@ -22,10 +22,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "threads.h"
 
 namespace millstream {
 namespace MILLSTREAM_LEVEL {
@@ -87,6 +88,7 @@ class Arguments {
 // Work worth starting threads for, and work worth letting other Python threads run meanwhile; in element
 // operations, of which a core does about one per nanosecond.
 static const int64_t PARALLEL_WORK = 30000;
+static const int64_t CHUNK_WORK = 4000;  // what a thread computes before it looks for more
 static const int64_t GIL_WORK = 200000;
 
 // Gives the interpreter to other threads until the end of its scope, if `work` is long.
@@ -103,35 +105,40 @@ class LongWork {
     PyThreadState* state_;
 };
 
-// Calls body(begin, end) for parts of 0 .. count that are multiples of `grain` long, one part per thread, where
-// `work`, over all, is worth the threads. They are torch's own: its OpenMP runtime is shared, and so is its
-// number of threads.
+// A body that computes `length` of 0 .. count per chunk.
+template <typename Body>
+struct Chunks {
+    const Body& body;
+    int64_t count, length;
+    static void run(const void* chunks, int64_t chunk) {
+        const Chunks& self = *(const Chunks*)chunks;
+        self.body(chunk * self.length, least((chunk + 1) * self.length, self.count));
+    }
+};
+
+// Calls body(begin, end) for parts of 0 .. count that are multiples of `grain` long, by several threads where
+// `work`, over all, is worth them; neighbouring parts mostly by the same one. See run_chunks.
 template <typename Body>
 static inline void parallel_for(int64_t count, int64_t grain, int64_t work, const Body& body) {
-    int64_t threads = least(least(omp_get_max_threads(), ceil_div(count, grain)), ceil_div(work, PARALLEL_WORK));
+    const int64_t grains = ceil_div(count, grain);
+    const int64_t threads = least(least(thread_count(), grains), ceil_div(work, PARALLEL_WORK));
     if (threads <= 1) {
         if (count > 0) body((int64_t)0, count);
         return;
     }
-#pragma omp parallel
-    {
-        int64_t team = omp_get_num_threads();
-        int64_t part = round_up(ceil_div(count, team), grain);
-        int64_t begin = omp_get_thread_num() * part;
-        int64_t end = least(begin + part, count);
-        if (begin < end) body(begin, end);
-    }
+    const int64_t length = ceil_div(grains, least(grains, most(threads, work / CHUNK_WORK))) * grain;
+    const Chunks<Body> chunks = {body, count, length};
+    run_chunks(ceil_div(count, length), threads, Chunks<Body>::run, &chunks);
 }
 
-// Calls body(task) for 0 .. count, each thread taking the next task when it is done with one.
+// Calls body(task) for 0 .. count; tasks may be of different sizes.
 template <typename Body>
 static inline void parallel_tasks(int64_t count, int64_t work, const Body& body) {
-    if (count <= 1 || work < 2 * PARALLEL_WORK || omp_get_max_threads() <= 1) {
-        for (int64_t task = 0; task < count; task++) body(task);
-        return;
-    }
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t task = 0; task < count; task++) body(task);
+    const auto all = [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; task++) body(task);
+    };
+    if (work < 2 * PARALLEL_WORK) return all(0, count);
+    parallel_for(count, 1, most(work, count * CHUNK_WORK), all);
 }
 
 static const int SCRATCH_SLOTS = 16;

@@ -249,7 +249,7 @@ struct Product {
 // Calls body(panel, first row, rows) for all rows of all panels, each thread going through neighbouring panels.
 template <typename Body>
 static inline void for_panels(int64_t panels, int64_t rows, int64_t inputs, const Body& body) {
-    int64_t threads = omp_get_max_threads();
+    int64_t threads = thread_count();
     int64_t pieces = panels < 16 * threads && rows >= 48 * threads ? threads : 1;
     int64_t length = round_up(ceil_div(rows, pieces), 6);
     int64_t work = panels * inputs * (rows + 8);

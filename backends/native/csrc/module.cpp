@@ -3,6 +3,8 @@
 #include <Python.h>
 #include <string.h>
 
+#include "threads.h"
+
 // tables.inc, written by the build, has a line LEVEL(level, TABLE(level, source) ...) per level, worst first.
 #define TABLE(level, source)                                                      \
     namespace millstream {                                                        \
@@ -57,7 +59,22 @@ PyObject* functions(PyObject*, PyObject* level) {
     return table;
 }
 
+PyObject* set_threads(PyObject*, PyObject* number) {
+    const long long count = PyLong_AsLongLong(number);
+    if (count == -1 && PyErr_Occurred()) return nullptr;
+    if (count < 1 || count > millstream::MOST_THREADS) {
+        PyErr_Format(PyExc_ValueError, "threads is %lld; allowed: 1 to %d", count, (int)millstream::MOST_THREADS);
+        return nullptr;
+    }
+    millstream::set_thread_count(count);
+    Py_RETURN_NONE;
+}
+
+PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLongLong(millstream::thread_count()); }
+
 PyMethodDef methods[] = {
+    {"set_threads", set_threads, METH_O, "How many threads the kernels that this thread calls take from now on."},
+    {"threads", threads, METH_NOARGS, "How many threads the kernels that this thread calls take."},
     {"functions", functions, METH_O, "The kernels of one of LEVELS."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -32,7 +32,7 @@ static PyObject* read_memory_method(PyObject*, PyObject* const* values, Py_ssize
     int32_t found = 0;
     {
         LongWork long_work(bytes);
-        parallel_for(bytes, 4096, bytes, [&](int64_t begin, int64_t end) {
+        parallel_for(bytes, 65536, bytes, [&](int64_t begin, int64_t end) {
             __atomic_fetch_xor(&found, read(at + begin, end - begin), __ATOMIC_RELAXED);
         });
     }

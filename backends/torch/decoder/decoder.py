@@ -56,6 +56,11 @@ class NativeDecoder:
         return None
 
     @property
+    def has_native_products(self) -> bool:
+        """Whether the native kernels compute all products, so that no result depends on the threads."""
+        return self._programs is not None and (self._head is None or self._head.is_native)
+
+    @property
     def hidden_size(self) -> int:
         """Numbers in a hidden state."""
         return self._config.hidden_size

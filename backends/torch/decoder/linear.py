@@ -84,6 +84,11 @@ class Head:
         self._vocab_size = vocab_size
         self._memory: Tensor | None = None
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels compute it."""
+        return isinstance(self._linear, NativeLinear)
+
     def __call__(self, h: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab]."""
         rows = h.shape[0]

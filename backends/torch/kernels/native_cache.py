@@ -117,7 +117,6 @@ class NativeKVStep:
 
     def fill(self, inputs: StepInputs) -> None:
         """Begin a step."""
-        torch.get_num_threads()  # makes this thread's OpenMP regions as wide as torch's
         lengths = inputs.context_lengths
         # Arrays stay where they are as long as their length does.
         self._order[:] = array("q", sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))

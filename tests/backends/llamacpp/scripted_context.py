@@ -30,6 +30,8 @@ class ScriptedContext:
         self.adapter = None
         self.switches = []
         """Adapters in the order in which they came into use."""
+        self.threads = []
+        """What was said, before each step, about how many threads it takes."""
         self.closed = 0
         self._read = []
 
@@ -51,6 +53,9 @@ class ScriptedContext:
             self.lanes[lane].append(token)
         self._read = [tokens[row] for row in wanted]
         return 0
+
+    def use_threads(self, count):
+        self.threads.append(count)
 
     def rows(self):
         return 9 * np.eye(VOCAB, dtype=np.float32)[[(token + 1) % VOCAB for token in self._read]]

@@ -13,6 +13,7 @@ from millstream.backends.bundled import BUNDLED_MODELS
 from millstream.backends.gguf.model_file import read_model
 from millstream.backends.llamacpp.readers import Reader
 from millstream.backends.llamacpp.worker import LlamaCppWorker
+from millstream.backends.machine.threads import ThreadChooser
 from millstream.backends.worker import ModelInfo, WorkerConfig, WorkerSpec
 from millstream.errors import InsufficientMemory, ModelFormatError, WorkerError
 from millstream.scheduler.batch import Batch, Chunk, SequenceStart, Wants
@@ -23,7 +24,7 @@ from .scripted_context import VOCAB, ScriptedContext
 GREEDY = SamplingParams(temperature=0)
 
 
-def make(context, seats=8):
+def make(context, seats=8, threads=None):
     spec = WorkerSpec(
         vocab_size=VOCAB,
         max_length=64,
@@ -33,7 +34,7 @@ def make(context, seats=8):
         max_num_batched_tokens=24,
         shares_within_step=False,
     )
-    return LlamaCppWorker(spec, None, context, Reader(Sampler(VOCAB, seats, "cpu")))
+    return LlamaCppWorker(spec, None, context, Reader(Sampler(VOCAB, seats, "cpu")), threads=threads)
 
 
 @pytest.fixture
@@ -58,6 +59,14 @@ def chunk(seq, tokens, start=0, wants=Wants.TOKEN, blocks=None):
 
 def starting(*chunks):
     return Batch(chunks, tuple(begin(each.seq, *each.tokens) for each in chunks))
+
+
+def test_the_context_takes_the_threads_that_are_chosen_for_each_step(context):
+    worker = make(context, threads=ThreadChooser(2, tunes=True))
+    told = [worker.execute(starting(chunk(0, [1]))).threads]
+    told += [worker.execute(Batch((chunk(0, [1], start=i),))).threads for i in range(1, 8)]
+    assert told == context.threads
+    assert set(told) == {1, 2}
 
 
 def test_single_tokens_go_first_by_lane_and_longer_ones_last_by_lane(worker, context):

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from millstream.backends.machine.hardware import physical_cores
+from millstream.backends.native import Missing, levels, set_threads
 from millstream.backends.torch.backend import TorchBackend
 from millstream.backends.worker import ModelInfo, WorkerConfig
 from millstream.errors import InvalidArgument, ModelFormatError, NotSupported
@@ -57,6 +59,22 @@ def test_another_model_runs_through_transformers(tmp_path: Path) -> None:
     assert backend.memory_needs(info, _config()).kv_per_block == 2 * 2 * 48 * 4 * 4
     worker = backend.load(info, _config(), lambda what, share: None)
     assert Driver(worker).run([PROMPT], 5) == [greedy(model, PROMPT, 5)]
+
+
+@pytest.mark.parametrize("tunes", [True, False])
+def test_threads_are_chosen_where_they_change_no_result(tunes: bool, tmp_path: Path) -> None:
+    save_checkpoint("qwen2", tmp_path)
+    backend = TorchBackend()
+    info = backend.inspect("tiny", tmp_path)
+    config = replace(_config(), block_size=16, threads=2, tunes_threads=tunes)
+    try:
+        products_of_torch = backend.load(info, config, lambda what, share: None)
+        native = backend.load(info, replace(config, quantization="int8"), lambda what, share: None)
+    finally:
+        torch.set_num_threads(1)
+        set_threads(1)
+    assert products_of_torch.spec.learning_steps == 1
+    assert (native.spec.learning_steps > 1) is (tunes and not isinstance(levels(), Missing))
 
 
 def test_memory_needs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from millstream.backends.answers import Sampler
 from millstream.backends.answers.prompt_scores import MAX_ROWS
+from millstream.backends.machine.threads import ThreadChooser
 from millstream.backends.torch.kernels.step_inputs import StepInputs
 from millstream.backends.torch.model import StepOutputs
 from millstream.backends.torch.worker import TorchWorker
@@ -63,7 +64,7 @@ def worker(model: RecordingModel) -> TorchWorker:
         max_num_seqs=6,
         max_num_batched_tokens=999,
     )
-    return TorchWorker(spec, model, Sampler(VOCAB, 6, "cpu"))
+    return TorchWorker(spec, model, Sampler(VOCAB, 6, "cpu"), threads=ThreadChooser(3, tunes=True))
 
 
 def begin(
@@ -75,6 +76,12 @@ def begin(
 ) -> SequenceStart:
     length = len(tokens) if prompt is None else prompt
     return SequenceStart(seq, tokens, length, params, seed=0, pooling=pooling)
+
+
+def test_a_step_tells_how_many_threads_it_took_and_others_are_tried(worker: TorchWorker) -> None:
+    worker.execute(Batch((Chunk(0, (1,), 0, (5,), Wants.TOKEN),), (begin(0, 1),)))
+    steps = [Batch((Chunk(0, (1,), position, (5, 6, 7, 8, 9), Wants.TOKEN),)) for position in range(1, 20)]
+    assert {worker.execute(step).threads for step in steps} == {1, 2, 3}
 
 
 def test_a_mixed_batch_becomes_packed_rows(worker: TorchWorker, model: RecordingModel) -> None:

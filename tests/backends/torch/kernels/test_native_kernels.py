@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from millstream.backends.native import set_threads
 from millstream.backends.torch.kernels.interface import Activation, AttentionSpec, KVCacheDtype, KVShape
 from millstream.backends.torch.kernels.native_cache import NativePagedKV
 from millstream.backends.torch.kernels.native_kernels import NativeKernels, make_kernels
@@ -137,14 +138,13 @@ def test_attention_is_the_same_bits_alone_in_a_batch_in_chunks_and_on_any_number
     token_by_token = [[(i, p, p + 1)] for i, length in enumerate(lengths) for p in range(length)]
     mixed = list(random_steps(lengths, most, chance))
     expected = attend_all(kernels, queries, sequences, count, spec, 16, alone, kind)
-    former = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    set_threads(threads)
     try:
         for steps in (alone, token_by_token, mixed):
             found = attend_all(kernels, queries, sequences, count, spec, 16, steps, kind)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     finally:
-        torch.set_num_threads(former)
+        set_threads(1)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -157,16 +157,15 @@ def test_long_contexts_split_over_threads_give_the_same_bits(level: str, dtype: 
     sequence = Sequence(torch.empty(0), torch.empty(0), random.Random(2).sample(range(300), 300))
     query = torch.randn(9, 16, 64).to(dtype)
     spec = AttentionSpec(0.2)
-    former = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
+            set_threads(threads)
             step = kv.step(make_inputs([(sequence, 4700, 4709)], 16))
             found.append(step.attend(0, query, spec))
         last = kv.step(make_inputs([(sequence, 4708, 4709)], 16)).attend(0, query[8:], spec)
     finally:
-        torch.set_num_threads(former)
+        set_threads(1)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[0][8:], last)
