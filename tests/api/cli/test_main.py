@@ -28,7 +28,7 @@ def test_bad_command_lines(argv: list[str], capsys: pytest.CaptureFixture[str]) 
     assert printed.err
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "chat", "models", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "run", "generate", "chat", "models", "doctor"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"millstream {command}" in capsys.readouterr().out
