@@ -11,7 +11,7 @@ from ...errors import InvalidArgument, LimitExceeded, MillstreamError
 from ..models import Model
 from .options import add_engine_flags, add_model_argument, add_sampling_flags, model_config, sampling_fields
 from .running import PromptMaker
-from .terminal import loading_line
+from .terminal import interrupt_at_once, loading_line
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C stops an answer"
 
@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> int:
     config = model_config(options)
     fields = sampling_fields(options)
     with Engine() as engine:
-        engine.install_model(config)
-        conversation = Conversation(engine, config, fields, options.system)
-        with loading_line(config.installed_name) as progress:
+        with interrupt_at_once(), loading_line(config.installed_name) as progress:
+            engine.install_model(config)
+            conversation = Conversation(engine, config, fields, options.system)
             engine.start_model(config.installed_name, progress=progress)
         _talk(conversation, sys.stdin.isatty())
     return 0

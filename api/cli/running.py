@@ -9,7 +9,7 @@ from ...engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
 from ...scheduler import SamplingParams
 from ..handlers import ModelHandler
 from ..models import Model
-from .terminal import loading_line
+from .terminal import interrupt_at_once, loading_line
 
 Result = TypeVar("Result")
 
@@ -40,8 +40,8 @@ async def running_model(config: ModelConfig) -> AsyncIterator[RunningModel]:
     """
     async with AsyncEngine() as engine:
         name = config.installed_name
-        await engine.install_model(config)
-        with loading_line(name) as progress:
+        with interrupt_at_once(), loading_line(name) as progress:
+            await engine.install_model(config)
             await engine.start_model(name, progress=progress)
         yield RunningModel(engine, config)
 

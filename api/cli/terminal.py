@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -56,6 +58,28 @@ def command_status(command: Callable[[], int]) -> int:
 def _fail(message: str) -> int:
     print(f"millstream: error: {' '.join(message.split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+@contextmanager
+def interrupt_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process there and then, for as long as nothing but a model is being loaded.
+
+    The threads that load cannot be ended, and the interpreter waits for threads at its end.
+    """
+
+    def end(*_: object) -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

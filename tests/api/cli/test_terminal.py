@@ -1,5 +1,7 @@
 """How commands end."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +10,8 @@ import pytest
 
 from millstream.api.cli.terminal import command_status
 from millstream.errors import InvalidArgument
+
+from ..server_process import ServerProcess
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -64,3 +68,51 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+LOADS_FOR_EVER = """
+import sys, threading
+from types import SimpleNamespace
+from millstream.api.cli import chat, options, running
+from millstream.api.cli.terminal import command_status
+from millstream.backends.bundled import PYHELP
+from millstream.backends.fake import FakeBackend
+from millstream.backends.text.tokenizer import HFTokenizer
+from millstream.engine import ModelConfig
+
+
+class EndlessBackend(FakeBackend):
+    def load(self, info, config, progress):
+        print("loading for ever", file=sys.stderr, flush=True)
+        threading.Event().wait()
+
+
+backend = EndlessBackend(vocab_size=4096, tokenizer=HFTokenizer.from_folder(PYHELP))
+config = ModelConfig(model="m", backend=backend, max_length=64, num_blocks=64)
+
+
+async def load():
+    async with running.running_model(config):
+        pass
+
+
+def talk():
+    chat.model_config = lambda options: config
+    return chat.run(SimpleNamespace(system=None))
+
+
+sys.exit(command_status({"generate": lambda: running.run_async(load()), "chat": talk}[sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX'")
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_ctrl_c_ends_a_command_whose_model_is_still_being_loaded(command: str) -> None:
+    process = ServerProcess("-c", LOADS_FOR_EVER, command)
+    try:
+        process.wait_for("loading for ever")
+        process.signal(signal.SIGINT)
+        assert process.end() == 130
+        assert process.lines == ["loading for ever"]
+    finally:
+        process.close()
