@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from ..engine import GeneratedElements, GenerateRequestStatus, ResultQueue
 from ..errors import NotSupported
 from .enums import (
     AsCacheMode,
@@ -19,6 +18,7 @@ from .enums import (
 from .model_config import AsModelConfig
 from .multimedia import MultiMediaInfo
 from .native import AsEngine
+from .result_queue import GeneratedElements, GenerateRequestStatus, ResultQueue
 from .statistics import AsEngineStat, AsFileInfo
 
 __all__ = [

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, overload
 
-from ..engine import GeneratedElements, GenerateRequestStatus, ModelState, RequestHandle, ResultQueue
+from ..engine import ModelState
+from ..engine import RequestHandle as EngineHandle
 from ..errors import (
     InvalidArgument,
     LimitExceeded,
@@ -20,6 +21,7 @@ from .inputs import prompt_of_inputs, token_ids_of
 from .llm import LLM
 from .model_config import AsModelConfig
 from .native import AsEngine
+from .result_queue import GeneratedElements, GenerateRequestStatus, RequestHandle, ResultQueue
 from .runtime_config import AsModelRuntimeConfigBuilder
 from .sampling import Translation, translate
 from .statistics import AsEngineStat, RequestStatInfo
@@ -160,15 +162,20 @@ class Engine(AsEngine):
 
     def stop_request(self, model_name: str, request_handle: RequestHandle | None) -> AsStatus:
         """End a request; what it has produced stays readable."""
-        return self._answer(lambda: self._engine.stop_request(model_name, _handle(request_handle)))
+        return self._answer(lambda: self._engine.stop_request(model_name, _request_of(request_handle)))
 
     def release_request(self, model_name: str, request_handle: RequestHandle | None) -> AsStatus:
         """End a request if need be, and forget it; its queue stays readable."""
-        return self._answer(lambda: self._engine.release_request(model_name, _handle(request_handle)))
+        return self._answer(lambda: self._engine.release_request(model_name, _request_of(request_handle)))
 
     def sync_request(self, model_name: str, request_handle: RequestHandle | None) -> AsStatus:
         """Wait until a request, or with None every request of the model, has ended."""
-        return self._answer(lambda: self._engine.sync_request(model_name, request_handle))
+
+        def wait() -> None:
+            request = None if request_handle is None else _request_of(request_handle)
+            self._engine.sync_request(model_name, request)
+
+        return self._answer(wait)
 
     def print_gen_cfg(self, gen_cfg: Mapping[str, Any]) -> None:
         """Print a generation configuration without its vocabulary."""
@@ -218,16 +225,18 @@ class Engine(AsEngine):
             prompt = read_prompt()
             translation = translate(_config_dict(generate_config))
             self._check_prompt(model_name, len(prompt))
-            handle, queue = self._engine.start_request_ids(
-                model_name, prompt, translation.params, **translation.options
+            started, _ = self._engine.start_request(
+                model_name, prompt, translation.params, translation.options
             )
+            on_gpu = self._engine.device(model_name).startswith("cuda")
         except ModelStateError as error:
             return self._refuse(error, self._status_by_state(model_name)), None, None
         except MillstreamError as error:
             return self._refuse(error), None, None
-        _log_uuid(translation, model_name, handle)
+        _log_uuid(translation, model_name, started)
         self._thread.error = None
-        return AsStatus.ALLSPARK_SUCCESS, handle, queue
+        handle = RequestHandle(started, on_gpu=on_gpu)
+        return AsStatus.ALLSPARK_SUCCESS, handle, handle.queues[0]
 
     def _check_prompt(self, model_name: str, length: int) -> None:
         longest = self._engine.memory_plan(model_name).max_length - 2
@@ -258,12 +267,14 @@ def _tokenizer_of(model: Any) -> Any:
     return model.init_tokenizer().get_tokenizer()
 
 
-def _handle(handle: RequestHandle | None) -> RequestHandle:
+def _request_of(handle: RequestHandle | None) -> EngineHandle:
     if handle is None:
         raise UnknownRequest("the handle is None, which names no request; its start was refused")
-    return handle
+    if not isinstance(handle, RequestHandle):
+        raise UnknownRequest(f"{handle!r} is no handle of a request")
+    return handle.request
 
 
-def _log_uuid(translation: Translation, model_name: str, handle: RequestHandle) -> None:
+def _log_uuid(translation: Translation, model_name: str, handle: EngineHandle) -> None:
     if translation.uuid:
         logger.info("request %d of %s is %s", handle.request_id, model_name, translation.uuid)

@@ -71,7 +71,7 @@ class AsEngine:
         Raises:
             ModelNotFound
         """
-        return AsEngineStat.of(self._engine.get_as_engine_stat(model_name))
+        return AsEngineStat.of(self._engine.stats(model_name))
 
     def get_model_info(self, model_name: str) -> str:
         """What the model's files say and what it takes of the memory, as text.
@@ -89,7 +89,7 @@ class AsEngine:
         Raises:
             ModelNotFound
         """
-        stats = msgspec.structs.asdict(self._engine.get_as_engine_stat(model_name))
+        stats = msgspec.structs.asdict(self._engine.stats(model_name))
         fields = ("steps", "mean_batch_size", "prompt_tokens_per_second", "generated_tokens_per_second")
         return "\n".join(f"{field}: {stats[field]}" for field in fields)
 

@@ -32,8 +32,7 @@ from typing import Any
 
 import msgspec
 
-from ..engine import SamplingParams
-from ..engine.request_options import RequestOptions
+from ..engine import RequestOptions, SamplingParams
 from ..errors import InvalidArgument, NotSupported
 from ..scheduler.sampling_fields import SAMPLING_FIELDS, SEED, TOP_K, unknown_field
 
@@ -99,8 +98,7 @@ class Translation(msgspec.Struct, frozen=True):
     """What a generation configuration asks for."""
 
     params: SamplingParams
-    options: dict[str, Any]
-    """Fields of RequestOptions."""
+    options: RequestOptions
     uuid: str
     """The caller's name of the request, for the log; empty without one."""
 
@@ -127,8 +125,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     options = {key: given[key] for key in OPTION_KEYS if key in given}
     if given.get("lora_name", "") != "":
         _set_once(options, "adapter", given["lora_name"], "lora_name")
-    RequestOptions(**options)
-    return Translation(_params(given), options, uuid)
+    return Translation(_params(given), RequestOptions(**options), uuid)
 
 
 def _params(given: Mapping[str, Any]) -> SamplingParams:

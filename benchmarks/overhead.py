@@ -2,8 +2,8 @@
 
 python -m millstream.benchmarks.overhead --running 1 64 256 1024
 
-Everything is real but the model: scheduler, block tables, detokeniser, result queues, and one coroutine per
-request that reads its queue. The worker answers at once with the tokens of a text. The process is bound to
+Everything is real but the model: scheduler, block tables, detokeniser, output streams, and one coroutine per
+request that reads its stream. The worker answers at once with the tokens of a text. The process is bound to
 one core, so the time of the engine's thread and of the worker's thread add up.
 """
 
@@ -23,7 +23,7 @@ from ..api.cli.running import run_async
 from ..api.cli.terminal import CommandParser, command_status
 from ..backends.bundled import PYHELP
 from ..backends.text.tokenizer import HFTokenizer
-from ..engine import AsyncEngine, ModelConfig, ResultQueue
+from ..engine import AsyncEngine, ModelConfig, OutputStream, RequestOptions
 from ..errors import MillstreamError
 from ..scheduler import SamplingParams
 from .cores import allowed_cores, bound_to
@@ -68,7 +68,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     runs: int = 5
     readers: bool = True
-    """One coroutine per request reads its queue as tokens come; else queues are left alone to the end."""
+    """One coroutine per request reads its stream as tokens come; else streams are left alone to the end."""
     detokenize: bool = True
     one_core: bool = True
     max_steps: int = 2_000
@@ -136,20 +136,21 @@ async def _serve(backend: ReplayBackend, running: int, steps: int, setting: Sett
         warmup=False,
     )
     params = SamplingParams(temperature=0, max_new_tokens=steps, ignore_eos=True)
+    options = RequestOptions(detokenize=setting.detokenize)
     async with AsyncEngine() as engine:
         await engine.install_model(config)
         await engine.start_model("replay")
-        queues = []
+        streams = []
         for number in range(running):
             prompt = [(number * 7 + place) % backend.vocab_size for place in range(_PROMPT_TOKENS)]
-            _, queue = engine.start_request_ids("replay", prompt, params, detokenize=setting.detokenize)
-            queues.append(queue)
-        read = _read if setting.readers else ResultQueue.await_finished
-        await asyncio.gather(*(read(queue) for queue in queues))
+            _, stream = await engine.start_request("replay", prompt, params, options)
+            streams.append(stream)
+        read = _read if setting.readers else OutputStream.await_finished
+        await asyncio.gather(*(read(stream) for stream in streams))
 
 
-async def _read(queue: ResultQueue) -> None:
-    async for _ in queue:
+async def _read(stream: OutputStream) -> None:
+    async for _ in stream:
         pass
 
 
@@ -161,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256, 1024], metavar="N")
     parser.add_argument("--runs", type=int, default=5, help="the medians of so many runs are reported")
     parser.add_argument("--max-steps", type=int, default=2_000, metavar="N", help="longest run")
-    parser.add_argument("--no-readers", dest="readers", action="store_false", help="nobody reads the queues")
+    parser.add_argument("--no-readers", dest="readers", action="store_false", help="nobody reads the streams")
     parser.add_argument("--disable-detokenize", dest="detokenize", action="store_false")
     parser.add_argument("--all-cores", dest="one_core", action="store_false", help="do not bind to one core")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write a cProfile of the event loop")

@@ -25,7 +25,7 @@ from ..backends.bundled import BUNDLED_MODELS
 from ..backends.bundled.facts import load_facts
 from ..backends.bundled.phrasing import canonical_question
 from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS, Tokenizer
-from ..engine import Engine, ModelConfig, ResultQueue, SamplingParams
+from ..engine import Engine, ModelConfig, OutputStream, RequestOptions, SamplingParams
 from ..errors import MillstreamError
 from .datasets import plain_token_ids, random_prompts
 from .environment import write_report
@@ -175,8 +175,8 @@ def _answer(
 def _generate(
     engine: Engine, config: ModelConfig, tasks: Sequence[Task], params: Sequence[SamplingParams]
 ) -> list[list[int]]:
-    queues = [_start(engine, config, task.prompt, own) for task, own in zip(tasks, params, strict=True)]
-    return [_read(queue) for queue in queues]
+    streams = [_start(engine, config, task.prompt, own) for task, own in zip(tasks, params, strict=True)]
+    return [_read(stream) for stream in streams]
 
 
 def _score(
@@ -184,28 +184,29 @@ def _score(
 ) -> list[list[float]]:
     """Log-probabilities of the second part's tokens after the first one."""
     params = SamplingParams(temperature=0, max_new_tokens=1, prompt_logprobs=0)
-    queues = [_start(engine, config, (*prompt, *tokens), params) for prompt, tokens in pairs]
+    streams = [_start(engine, config, (*prompt, *tokens), params) for prompt, tokens in pairs]
     scores = []
-    for queue, (prompt, _) in zip(queues, pairs, strict=True):
-        _read(queue)
-        entries = queue.prompt_logprobs[len(prompt) :]
+    for stream, (prompt, _) in zip(streams, pairs, strict=True):
+        _read(stream)
+        entries = stream.prompt_logprobs[len(prompt) :]
         scores.append([entry.logprob for entry in entries if entry is not None])
     return scores
 
 
-def _start(engine: Engine, config: ModelConfig, ids: Sequence[int], params: SamplingParams) -> ResultQueue:
-    handle, _ = engine.start_request_ids(config.installed_name, list(ids), params, detokenize=False)
-    return handle.queues[0]
+def _start(engine: Engine, config: ModelConfig, ids: Sequence[int], params: SamplingParams) -> OutputStream:
+    options = RequestOptions(detokenize=False)
+    handle, _ = engine.start_request(config.installed_name, list(ids), params, options)
+    return handle.streams[0]
 
 
-def _read(queue: ResultQueue) -> list[int]:
-    queue.wait_finished()
-    if queue.error is not None:
+def _read(stream: OutputStream) -> list[int]:
+    stream.wait_finished()
+    if stream.error is not None:
         raise MillstreamError(
-            f"a request of {queue.prompt_length} prompt tokens was not served: {queue.error}"
+            f"a request of {stream.num_prompt_tokens} prompt tokens was not served: {stream.error}"
         )
-    elements = queue.GetNoWait()
-    return [] if elements is None else elements.ids_from_generate
+    output = stream.get_nowait()
+    return output.token_ids
 
 
 def _compare(setting: str, base: Answers, found: Answers) -> Quality:

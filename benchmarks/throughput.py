@@ -17,7 +17,7 @@ import msgspec
 from ..api.cli.options import add_engine_flags, model_config
 from ..api.cli.running import run_async
 from ..api.cli.terminal import CommandParser, command_status, counting_bar, loading_line
-from ..engine import AsyncEngine, Engine, EngineStats, FinishReason, ModelConfig, ResultQueue
+from ..engine import AsyncEngine, Engine, EngineStats, FinishReason, ModelConfig, OutputStream, RequestOptions
 from ..errors import MillstreamError
 from .environment import write_report
 from .workload import Workload, add_workload_flags, make_workload
@@ -57,10 +57,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The queues of all samples, read to their ends, and the seconds it took."""
+    """The streams of all samples, read to their ends, and the seconds it took."""
 
     seconds: float
-    queues: list[ResultQueue]
+    streams: list[OutputStream]
     worker_seconds: float
     stats: EngineStats
 
@@ -69,41 +69,43 @@ def serve(
     engine: Engine, name: str, workload: Workload, advance: Callable[[int], None] = lambda samples: None
 ) -> Outcome:
     """All requests at once, waited for in this thread; `advance` is told how many more samples are done."""
-    queues: list[ResultQueue] = []
-    before = engine.get_as_engine_stat(name).worker_seconds
+    streams: list[OutputStream] = []
+    options = RequestOptions(detokenize=workload.detokenize)
+    options = RequestOptions(detokenize=workload.detokenize)
+    options = RequestOptions(detokenize=workload.detokenize)
+    before = engine.stats(name).worker_seconds
     started = perf_counter()
     for index, prompt in enumerate(workload.prompts):
-        handle, _ = engine.start_request_ids(
-            name, prompt.token_ids, workload.params(index), detokenize=workload.detokenize
-        )
-        queues.extend(handle.queues)
-    for queue in queues:
-        queue.wait_finished()
+        handle, _ = engine.start_request(name, prompt.token_ids, workload.params(index), options)
+        streams.extend(handle.streams)
+    for stream in streams:
+        stream.wait_finished()
         advance(1)
     seconds = perf_counter() - started
-    stats = engine.get_as_engine_stat(name)
-    return Outcome(seconds, queues, stats.worker_seconds - before, stats)
+    stats = engine.stats(name)
+    return Outcome(seconds, streams, stats.worker_seconds - before, stats)
 
 
 async def serve_async(engine: AsyncEngine, name: str, workload: Workload) -> Outcome:
     """All requests at once, each sample read by a coroutine of its own."""
-    queues: list[ResultQueue] = []
+    streams: list[OutputStream] = []
 
-    async def read(queue: ResultQueue) -> None:
-        async for _ in queue:
+    async def read(stream: OutputStream) -> None:
+        async for _ in stream:
             pass
 
-    before = engine.get_as_engine_stat(name).worker_seconds
+    options = RequestOptions(detokenize=workload.detokenize)
+    options = RequestOptions(detokenize=workload.detokenize)
+    options = RequestOptions(detokenize=workload.detokenize)
+    before = engine.stats(name).worker_seconds
     started = perf_counter()
     for index, prompt in enumerate(workload.prompts):
-        handle, _ = engine.start_request_ids(
-            name, prompt.token_ids, workload.params(index), detokenize=workload.detokenize
-        )
-        queues.extend(handle.queues)
-    await asyncio.gather(*(read(queue) for queue in queues))
+        handle, _ = await engine.start_request(name, prompt.token_ids, workload.params(index), options)
+        streams.extend(handle.streams)
+    await asyncio.gather(*(read(stream) for stream in streams))
     seconds = perf_counter() - started
-    stats = engine.get_as_engine_stat(name)
-    return Outcome(seconds, queues, stats.worker_seconds - before, stats)
+    stats = engine.stats(name)
+    return Outcome(seconds, streams, stats.worker_seconds - before, stats)
 
 
 def report(workload: Workload, outcome: Outcome, arguments: dict[str, str | int | float | bool]) -> Report:
@@ -112,12 +114,14 @@ def report(workload: Workload, outcome: Outcome, arguments: dict[str, str | int 
     Raises:
         MillstreamError: a request did not reach the length it was to have.
     """
-    for queue in outcome.queues:
-        if queue.finish_reason is not FinishReason.LENGTH:
-            why = queue.error or queue.finish_reason
-            raise MillstreamError(f"a request of {queue.prompt_length} prompt tokens was not served: {why}")
+    for stream in outcome.streams:
+        if stream.finish_reason is not FinishReason.LENGTH:
+            why = stream.error or stream.finish_reason
+            raise MillstreamError(
+                f"a request of {stream.num_prompt_tokens} prompt tokens was not served: {why}"
+            )
     prompt_tokens = sum(len(prompt.token_ids) for prompt in workload.prompts)
-    output_tokens = sum(queue.GeneratedLength() for queue in outcome.queues)
+    output_tokens = sum(stream.num_output_tokens for stream in outcome.streams)
     total, seconds = prompt_tokens + output_tokens, outcome.seconds
     return Report(
         elapsed_time=seconds,
@@ -128,7 +132,7 @@ def report(workload: Workload, outcome: Outcome, arguments: dict[str, str | int 
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         output_tokens_per_second=output_tokens / seconds,
-        cached_prompt_tokens=sum(queue.prefix_cache_len for queue in outcome.queues[:: workload.n]),
+        cached_prompt_tokens=sum(stream.num_cached_tokens for stream in outcome.streams[:: workload.n]),
         mean_batch_size=outcome.stats.mean_batch_size,
         preemptions=outcome.stats.preemptions,
         outside_worker=max(1 - outcome.worker_seconds / seconds, 0.0),

@@ -1,4 +1,4 @@
-"""The engine: models and their life cycle, the step loop, result queues and text output."""
+"""The engine: models and their life cycle, the step loop, output streams and text output."""
 
 from ..scheduler import Eviction, FinishReason, Policy, Pooling, SamplingParams
 from .async_engine import AsyncEngine
@@ -8,8 +8,9 @@ from .engine import Engine, new_event_loop
 from .intake import RequestHandle
 from .memory_plan import MemoryPlan
 from .model import ModelState
+from .output_stream import Output, OutputStream
+from .request_options import RequestOptions
 from .request_times import RequestTimes
-from .result_queue import GeneratedElements, GenerateRequestStatus, ResultQueue
 from .snapshot import BlockMap, EngineSnapshot, RequestRow, RequestState
 from .stats import EngineStats
 
@@ -22,19 +23,19 @@ __all__ = [
     "EngineStats",
     "Eviction",
     "FinishReason",
-    "GenerateRequestStatus",
-    "GeneratedElements",
     "MemoryPlan",
     "ModelConfig",
     "ModelState",
+    "Output",
+    "OutputStream",
     "Policy",
     "Pooling",
     "PoolingParams",
     "RequestHandle",
+    "RequestOptions",
     "RequestRow",
     "RequestState",
     "RequestTimes",
-    "ResultQueue",
     "SamplingParams",
     "new_event_loop",
 ]

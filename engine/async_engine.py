@@ -1,25 +1,27 @@
 """AsyncEngine: models and requests for programs that run on asyncio."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self
 
 from ..backends.registry import inspect_model
 from ..backends.worker import ModelInfo, Progress, Tokenizer
 from ..errors import InvalidArgument, ModelNotFound, ModelStateError, RequestFailed, UnknownRequest
 from ..scheduler import SamplingParams
+from .checks import check_prompts
 from .config import ModelConfig
 from .embeddings import Embedding, PoolingParams
-from .intake import RequestHandle
+from .intake import Prompt, RequestHandle, Started
 from .memory_plan import MemoryPlan
 from .model import InstalledModel, ModelState
+from .output_stream import Output, OutputStream
 from .request_options import RequestOptions
-from .result_queue import ResultQueue
 from .snapshot import EngineSnapshot
 from .stats import EngineStats
 
-Started = tuple[RequestHandle, ResultQueue]
+_LONG_TEXT = 16_384
+"""Characters; so many take a tokenizer some milliseconds."""
 
 
 def _silent(what: str, done: float) -> None:
@@ -29,9 +31,10 @@ def _silent(what: str, done: float) -> None:
 class AsyncEngine:
     """Several models, each with its own scheduler and step loop, on the running event loop.
 
-    The coroutines belong to the event loop the models were started on; `start_request`, `stop_request`,
-    `release_request` and everything that only looks may be called from any thread. Weights are loaded and
-    steps computed in threads, so the event loop stays free.
+    Verbs that wait are coroutines and belong to the event loop the models were started on; the others
+    (`stop_request`, `release_request`, `cancel_requests` and everything that only looks) are plain functions
+    that never block and may be called from any thread. Weights are loaded and steps computed in threads, so
+    the event loop stays free.
     """
 
     def __init__(self) -> None:
@@ -69,7 +72,7 @@ class AsyncEngine:
         Raises:
             ModelNotFound, ModelStateError, InsufficientMemory, ModelFormatError
         """
-        await self._model(name).start(progress or _silent)
+        await self.installed(name).start(progress or _silent)
 
     async def stop_model(self, name: str, *, timeout: float | None = None) -> None:
         """Refuse new requests, wait for the others, free the weights; after `timeout` seconds, cancel them.
@@ -77,7 +80,7 @@ class AsyncEngine:
         Raises:
             ModelNotFound, ModelStateError
         """
-        await self._model(name).stop(timeout)
+        await self.installed(name).stop(timeout)
 
     async def release_model(self, name: str) -> None:
         """Forget a model that does not run; its name is free again.
@@ -85,7 +88,7 @@ class AsyncEngine:
         Raises:
             ModelNotFound, ModelStateError
         """
-        self._model(name).release()
+        self.installed(name).release()
         del self._models[name]
 
     async def close(self) -> None:
@@ -99,17 +102,17 @@ class AsyncEngine:
 
     # Requests
 
-    def start_request(
+    async def start_request(
         self,
         name: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
-        **options: Any,
+        options: RequestOptions | None = None,
     ) -> Started:
-        """Queue one request; returns its handle and the queue of its (first) sample. Never blocks.
+        """Queue one request; returns its handle and the output stream of its (first) sample.
 
-        `options` are the fields of RequestOptions: priority, tenant, cache_salt, deadline, queue_timeout,
-        adapter, detokenize.
+        It waits for nothing but a long text to be tokenised. Conversations go through
+        `tokenizer(name).apply_chat_template` first.
 
         Raises:
             ModelNotFound, ModelStateError: the model is not there or does not take requests.
@@ -117,89 +120,100 @@ class AsyncEngine:
             AdapterNotFound: the adapter is not loaded.
             QueueFull: too much is queued; says when to try again.
         """
-        model = self._model(name)
-        token_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        checked = _options(options)
-        handle = model.intake().start_request(
-            token_ids, SamplingParams() if params is None else params, checked
-        )
-        return handle, handle.queue
-
-    def start_request_ids(
-        self, name: str, token_ids: Sequence[int], params: SamplingParams | None = None, **options: Any
-    ) -> Started:
-        """`start_request` for token ids."""
-        return self.start_request(name, list(token_ids), params, **options)
-
-    @overload
-    def start_request_text(
-        self, name: str, text: str, params: SamplingParams | None = None, **options: Any
-    ) -> Started: ...
-
-    @overload
-    def start_request_text(
-        self, name: str, text: Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> list[Started]: ...
-
-    def start_request_text(
-        self, name: str, text: str | Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> Started | list[Started]:
-        """`start_request` for one text, or for each of several; when one is refused, none is started."""
-        if isinstance(text, str):
-            return self.start_request(name, text, params, **options)
-        for item in text:
-            if not isinstance(item, str):
-                raise InvalidArgument("text", item, "a string, or a sequence of strings")
-        started: list[Started] = []
-        try:
-            started.extend(self.start_request(name, item, params, **options) for item in text)
-        except BaseException:
-            for handle, _ in started:
-                self.release_request(name, handle)
-            raise
+        (started,) = await self.start_requests(name, [prompt], params, options)
         return started
 
-    def start_embedding(
+    async def start_requests(
         self,
         name: str,
-        prompt: str | Sequence[int],
-        params: PoolingParams | None = None,
-        **options: Any,
-    ) -> Started:
-        """Queue a request for an embedding of one prompt; once it has finished, `queue.embedding` holds it.
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> list[Started]:
+        """`start_request` for each of several prompts: all of them or none; they are let in as one request.
 
-        `options` are those of `start_request`; `detokenize` makes no difference, as there is no text.
+        Raises: as `start_request` does.
+        """
+        token_ids = await self._token_ids(name, prompts)
+        return (
+            self.installed(name)
+            .intake()
+            .start_requests(token_ids, params or SamplingParams(), options or RequestOptions())
+        )
+
+    async def start_embedding(
+        self,
+        name: str,
+        prompt: Prompt,
+        params: PoolingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> Started:
+        """Queue a request for an embedding of one prompt; once it has finished, `stream.embedding` holds it.
+
+        `options.detokenize` makes no difference, as there is no text.
 
         Raises: as `start_request` does; NotSupported where the model gives no embeddings.
         """
-        model = self._model(name)
-        intake = model.intake()
-        token_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        checked = _options(options)
-        handle = intake.start_embedding(token_ids, PoolingParams() if params is None else params, checked)
-        return handle, handle.queue
+        (started,) = await self.start_embeddings(name, [prompt], params, options)
+        return started
+
+    async def start_embeddings(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: PoolingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> list[Started]:
+        """`start_embedding` for each of several prompts: all or none; they are let in as one request.
+
+        Raises: as `start_embedding` does.
+        """
+        token_ids = await self._token_ids(name, prompts)
+        return (
+            self.installed(name)
+            .intake()
+            .start_embeddings(token_ids, params or PoolingParams(), options or RequestOptions())
+        )
 
     async def embed(
         self,
         name: str,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         params: PoolingParams | None = None,
-        **options: Any,
+        options: RequestOptions | None = None,
     ) -> list[Embedding]:
         """Embeddings of several prompts, in their order; when one is refused or fails, none is computed on.
 
         Raises: as `start_embedding` does; RequestFailed where one ends without an embedding.
         """
-        if isinstance(prompts, str):
-            raise InvalidArgument("prompts", prompts, "a sequence of texts or of token ids")
-        started: list[Started] = []
+        started = await self.start_embeddings(name, prompts, params, options)
         try:
-            started.extend(self.start_embedding(name, prompt, params, **options) for prompt in prompts)
-            return [await _embedding(queue) for _, queue in started]
+            return [await _embedding(stream) for _, stream in started]
         finally:
-            for handle, queue in started:
-                if queue.finish_reason is None:
-                    self.stop_request(name, handle)
+            for handle, _ in started:
+                self._end(name, handle)
+
+    async def generate_iterator(
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> AsyncGenerator[Output]:
+        """Outputs of one request as they come, the last with its finish reason.
+
+        However the loop over them is left (its end, `break`, an exception, cancellation), the request ends. A
+        generator that is kept in a variable ends it once it is closed: `async with contextlib.aclosing(…)`.
+
+        Raises: as `start_request` does, with the first output; InvalidArgument where `n` is not 1.
+        """
+        require_one_sample(params)
+        handle, stream = await self.start_request(name, prompt, params, options)
+        try:
+            async for output in stream:
+                yield output
+        finally:
+            self._end(name, handle)
 
     def stop_request(self, name: str, handle: RequestHandle) -> None:
         """End a request at the next step; what it has produced stays readable.
@@ -207,10 +221,10 @@ class AsyncEngine:
         Raises:
             ModelNotFound, UnknownRequest
         """
-        self._model(name).cancel(self._live(name, handle))
+        self.installed(name).cancel(self._live(name, handle))
 
     def release_request(self, name: str, handle: RequestHandle) -> None:
-        """End a request if need be and forget it; its queue stays readable.
+        """End a request if need be and forget it; its output stays readable.
 
         Raises:
             ModelNotFound, UnknownRequest
@@ -224,7 +238,7 @@ class AsyncEngine:
         Raises:
             ModelNotFound
         """
-        running = self._model(name).running
+        running = self.installed(name).running
         if running is not None:
             running.loop.cancel_all()
 
@@ -234,10 +248,10 @@ class AsyncEngine:
         Raises:
             ModelNotFound, UnknownRequest
         """
-        model = self._model(name)
-        queues = model.live_queues() if handle is None else self._live(name, handle).queues
-        for queue in queues:
-            await queue.await_finished()
+        model = self.installed(name)
+        streams = model.live_streams() if handle is None else self._live(name, handle).streams
+        for stream in streams:
+            await stream.await_finished()
 
     # Adapters
 
@@ -248,7 +262,7 @@ class AsyncEngine:
             ModelNotFound, ModelStateError
             AdapterLoaded, AdapterNotFound, ModelFormatError, LimitExceeded, InvalidArgument, NotSupported
         """
-        await self._model(name).intake().adapters.load(adapter, Path(path), scale)
+        await self.installed(name).intake().adapters.load(adapter, Path(path), scale)
 
     async def unload_adapter(self, name: str, adapter: str) -> None:
         """Forget an adapter that no request runs under.
@@ -256,11 +270,11 @@ class AsyncEngine:
         Raises:
             ModelNotFound, ModelStateError, AdapterNotFound, AdapterInUse
         """
-        await self._model(name).intake().adapters.unload(adapter)
+        await self.installed(name).intake().adapters.unload(adapter)
 
     def adapters(self, name: str) -> list[str]:
         """Names of the adapters loaded in a running model."""
-        return self._model(name).intake().adapters.names
+        return self.installed(name).intake().adapters.names
 
     # Looking
 
@@ -270,33 +284,51 @@ class AsyncEngine:
 
     def model_info(self, name: str) -> ModelInfo:
         """What the model's files say."""
-        return self._model(name).info
+        return self.installed(name).info
 
     def model_state(self, name: str) -> ModelState:
         """Where the model is in its life."""
-        return self._model(name).state
+        return self.installed(name).state
 
     def tokenizer(self, name: str) -> Tokenizer:
         """The model's tokenizer."""
-        return self._model(name).tokenizer
+        return self.installed(name).tokenizer
+
+    def device(self, name: str) -> str:
+        """Where the model is computed: "cpu", "cuda:0", …"""
+        return self.installed(name).device
 
     def memory_plan(self, name: str) -> MemoryPlan:
         """What the model takes, or would take once started."""
-        return self._model(name).plan
+        return self.installed(name).plan
 
-    def get_as_engine_stat(self, name: str) -> EngineStats:
+    def stats(self, name: str) -> EngineStats:
         """State and counters of a model."""
-        return self._model(name).stats()
+        return self.installed(name).stats()
 
     def snapshot(self, name: str) -> EngineSnapshot:
         """A model's requests and blocks at this moment; on the engine's event loop, also during a step."""
-        return self._model(name).snapshot()
+        return self.installed(name).snapshot()
+
+    async def _token_ids(self, name: str, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+        """Each prompt as token ids; texts are tokenised beside the event loop where they are long."""
+        intake = self.installed(name).intake()
+        check_prompts(prompts)
+        if sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) < _LONG_TEXT:
+            return [intake.token_ids(prompt) for prompt in prompts]
+        return await asyncio.to_thread(lambda: [intake.token_ids(prompt) for prompt in prompts])
+
+    def _end(self, name: str, handle: RequestHandle) -> None:
+        model = self._models.get(name)
+        if model is not None and not handle.finished:
+            model.cancel(handle)
 
     def _reserved_bytes(self, device: str) -> int:
         """Bytes of a device that running models have planned."""
         return sum(model.reserved_bytes(device) for model in list(self._models.values()))
 
-    def _model(self, name: str) -> InstalledModel:
+    def installed(self, name: str) -> InstalledModel:
+        """The model of that name. Raises ModelNotFound."""
         model = self._models.get(name)
         if model is None:
             names = ", ".join(map(repr, self._models)) or "none"
@@ -315,17 +347,17 @@ def _install(config: ModelConfig, neighbours: Callable[[str], int]) -> Installed
     return InstalledModel(config, backend, info, neighbours)
 
 
-async def _embedding(queue: ResultQueue) -> Embedding:
-    await queue.await_finished()
-    if queue.embedding is None:
-        reason = queue.error or f"it ended with {queue.finish_reason}"
+async def _embedding(stream: OutputStream) -> Embedding:
+    await stream.await_finished()
+    if stream.embedding is None:
+        reason = stream.error or f"it ended with {stream.finish_reason}"
         raise RequestFailed(f"no embedding was computed: {reason}")
-    return Embedding(queue.embedding, queue.prompt_length)
+    return Embedding(stream.embedding, stream.num_prompt_tokens)
 
 
-def _options(options: dict[str, Any]) -> RequestOptions:
-    for name in options:
-        if name not in RequestOptions.__struct_fields__:
-            known = ", ".join(RequestOptions.__struct_fields__)
-            raise TypeError(f"unknown option {name!r}; known: {known}")
-    return RequestOptions(**options)
+def require_one_sample(params: SamplingParams | None) -> None:
+    """Raise InvalidArgument where several samples are asked for."""
+    if params is not None and params.n != 1:
+        raise InvalidArgument(
+            "n", params.n, "1 where outputs are iterated; start_request gives each a stream"
+        )

@@ -1,9 +1,24 @@
 """Checks of a request against a model, before it is queued."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 from ..errors import InvalidArgument, LimitExceeded
 from ..scheduler import SamplingParams
+
+
+def check_prompts(prompts: object) -> None:
+    """Raise InvalidArgument where one prompt stands for a list of them."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InvalidArgument("prompts", prompts, "a sequence of texts or of token ids")
+
+
+def check_kind(prompt: object) -> None:
+    """Raise InvalidArgument where a prompt is no sequence of token ids."""
+    if not isinstance(prompt, Sized):
+        raise InvalidArgument("prompt", prompt, "a text or token ids")
+    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+        allowed = "a text or token ids; apply_chat_template(messages) of the tokenizer makes them of messages"
+        raise InvalidArgument("prompt", prompt, allowed)
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:

@@ -3,18 +3,21 @@
 import asyncio
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from ..backends.worker import ModelInfo, Progress, Tokenizer
 from ..scheduler import SamplingParams
-from .async_engine import AsyncEngine, Started
+from .async_engine import AsyncEngine, require_one_sample
+from .checks import check_prompts
 from .config import ModelConfig
 from .embeddings import Embedding, PoolingParams
-from .intake import RequestHandle
+from .intake import Prompt, RequestHandle, Started
 from .memory_plan import MemoryPlan
 from .model import ModelState
+from .output_stream import Output
+from .request_options import RequestOptions
 from .stats import EngineStats
 
 Result = TypeVar("Result")
@@ -64,48 +67,81 @@ class Engine:
     # Requests
 
     def start_request(
-        self, name: str, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
     ) -> Started:
-        """See AsyncEngine.start_request."""
-        return self._engine.start_request(name, prompt, params, **options)
+        """See AsyncEngine.start_request; a text is tokenised in the calling thread."""
+        (started,) = self.start_requests(name, [prompt], params, options)
+        return started
 
-    def start_request_ids(
-        self, name: str, token_ids: Sequence[int], params: SamplingParams | None = None, **options: Any
-    ) -> Started:
-        """See AsyncEngine.start_request_ids."""
-        return self._engine.start_request_ids(name, token_ids, params, **options)
-
-    @overload
-    def start_request_text(
-        self, name: str, text: str, params: SamplingParams | None = None, **options: Any
-    ) -> Started: ...
-
-    @overload
-    def start_request_text(
-        self, name: str, text: Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> list[Started]: ...
-
-    def start_request_text(
-        self, name: str, text: str | Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> Started | list[Started]:
-        """See AsyncEngine.start_request_text."""
-        return self._engine.start_request_text(name, text, params, **options)
+    def start_requests(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> list[Started]:
+        """See AsyncEngine.start_requests."""
+        intake = self._engine.installed(name).intake()
+        check_prompts(prompts)
+        token_ids = [intake.token_ids(prompt) for prompt in prompts]
+        return intake.start_requests(token_ids, params or SamplingParams(), options or RequestOptions())
 
     def start_embedding(
-        self, name: str, prompt: str | Sequence[int], params: PoolingParams | None = None, **options: Any
+        self,
+        name: str,
+        prompt: Prompt,
+        params: PoolingParams | None = None,
+        options: RequestOptions | None = None,
     ) -> Started:
         """See AsyncEngine.start_embedding."""
-        return self._engine.start_embedding(name, prompt, params, **options)
+        (started,) = self.start_embeddings(name, [prompt], params, options)
+        return started
+
+    def start_embeddings(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: PoolingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> list[Started]:
+        """See AsyncEngine.start_embeddings."""
+        intake = self._engine.installed(name).intake()
+        check_prompts(prompts)
+        token_ids = [intake.token_ids(prompt) for prompt in prompts]
+        return intake.start_embeddings(token_ids, params or PoolingParams(), options or RequestOptions())
 
     def embed(
         self,
         name: str,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         params: PoolingParams | None = None,
-        **options: Any,
+        options: RequestOptions | None = None,
     ) -> list[Embedding]:
         """See AsyncEngine.embed."""
-        return self._run(self._engine.embed(name, prompts, params, **options))
+        return self._run(self._engine.embed(name, prompts, params, options))
+
+    def generate_iterator(
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        options: RequestOptions | None = None,
+    ) -> Generator[Output]:
+        """Outputs of one request as they come; when the loop over them is left, the request ends.
+
+        Raises: as AsyncEngine.generate_iterator does.
+        """
+        require_one_sample(params)
+        handle, stream = self.start_request(name, prompt, params, options)
+        try:
+            yield from stream
+        finally:
+            if not handle.finished:
+                self._engine.installed(name).cancel(handle)
 
     def stop_request(self, name: str, handle: RequestHandle) -> None:
         """See AsyncEngine.stop_request."""
@@ -151,13 +187,17 @@ class Engine:
         """See AsyncEngine.tokenizer."""
         return self._engine.tokenizer(name)
 
+    def device(self, name: str) -> str:
+        """See AsyncEngine.device."""
+        return self._engine.device(name)
+
     def memory_plan(self, name: str) -> MemoryPlan:
         """See AsyncEngine.memory_plan."""
         return self._engine.memory_plan(name)
 
-    def get_as_engine_stat(self, name: str) -> EngineStats:
-        """See AsyncEngine.get_as_engine_stat."""
-        return self._engine.get_as_engine_stat(name)
+    def stats(self, name: str) -> EngineStats:
+        """See AsyncEngine.stats."""
+        return self._engine.stats(name)
 
     def _run(self, verb: Coroutine[Any, Any, Result]) -> Result:
         running = asyncio.run_coroutine_threadsafe(verb, self._loop)

@@ -11,39 +11,46 @@ from ..errors import InvalidArgument, LimitExceeded, NotSupported
 from ..kvcache import root_digest
 from ..scheduler import Pooling, Request, SamplingParams
 from .adapters import AdapterTable
-from .checks import check_lengths, check_prompt, check_token_ids
+from .checks import check_kind, check_lengths, check_prompt, check_token_ids
 from .embeddings import PoolingParams
-from .outputs import Output
+from .output_stream import OutputStream
+from .outputs import OutputState
 from .request_options import RequestOptions
-from .result_queue import ResultQueue
 from .step_loop import StepLoop
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
 
 
 class RequestHandle:
-    """One request: its samples' queues, and what an engine needs to stop it."""
+    """One request: its samples' output streams, and what an engine needs to stop it."""
 
-    __slots__ = ("model", "queues", "released", "request_id", "requests")
+    __slots__ = ("model", "released", "request_id", "requests", "streams")
 
-    def __init__(self, model: str, requests: Sequence[Request], queues: Sequence[ResultQueue]) -> None:
+    def __init__(self, model: str, samples: Sequence[OutputState]) -> None:
         self.model = model
-        self.request_id = requests[0].request_id
-        self.requests = tuple(requests)
-        self.queues = tuple(queues)
+        self.requests = tuple(output.request for output in samples)
+        self.request_id = self.requests[0].request_id
+        self.streams = tuple(output.stream for output in samples)
         self.released = False
 
     @property
-    def queue(self) -> ResultQueue:
-        """The first sample's queue."""
-        return self.queues[0]
+    def stream(self) -> OutputStream:
+        """The first sample's output stream."""
+        return self.streams[0]
 
     @property
     def finished(self) -> bool:
         """True when every sample has ended."""
-        return all(queue.finish_reason is not None for queue in self.queues)
+        return all(stream.finish_reason is not None for stream in self.streams)
+
+
+Started = tuple[RequestHandle, OutputStream]
+"""A request that has been queued, and the output stream of its (first) sample."""
 
 
 class Intake:
-    """Makes Requests and their Outputs, and submits them to a model's step loop; from any thread."""
+    """Makes Requests and the states of their outputs, and submits them to a step loop; from any thread."""
 
     _request_ids = count(1)
 
@@ -69,10 +76,14 @@ class Intake:
         self._max_length = max_length
         self._queue_timeout = queue_timeout
 
-    def start_request(
-        self, prompt: Sequence[int], params: SamplingParams, options: RequestOptions
-    ) -> RequestHandle:
-        """Check a request, queue it and give back its handle. Never blocks.
+    def token_ids(self, prompt: Prompt) -> Sequence[int]:
+        """Token ids of a text; token ids as they are. Raises ModelFormatError without a tokenizer."""
+        return self._tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+
+    def start_requests(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, options: RequestOptions
+    ) -> list[Started]:
+        """Check requests for one prompt each and queue them all, or none. Never blocks.
 
         Raises:
             InvalidArgument, LimitExceeded, QueueFull
@@ -85,37 +96,14 @@ class Intake:
             raise InvalidArgument(
                 "stop", params.stop, "nothing with detokenize=False: there is no text to search"
             )
-        # Its length first: what is far too long need not be looked at.
-        max_output = check_lengths(self._model, len(prompt), params, self._max_length)
-        token_ids = check_prompt(prompt, self._info.vocab_size)
         check_token_ids(params, self._info.vocab_size)
-        eos = self._info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
         with self.adapters.using(options.adapter) as cache_name:
-            outputs: list[Output] = []
-            for sample in range(params.n):
-                if sample == 1:
-                    # Only the first sample reports on the prompt they share.
-                    params = msgspec.structs.replace(params, prompt_logprobs=None)
-                request = self._request(
-                    token_ids,
-                    params,
-                    options,
-                    cache_name,
-                    seed=options.seed_of_sample(params, sample),
-                    max_tokens=len(token_ids) + max_output,
-                    eos_token_ids=eos,
-                    leader=outputs[0].request if outputs else None,
-                )
-                stream = None
-                if options.detokenize:
-                    stream = self._tokenizer().stream(skip_special_tokens=params.skip_special_tokens)
-                outputs.append(Output(request, self._queue(request), stream))
-            return self._submit(outputs)
+            return self._submit([self._samples(prompt, params, options, cache_name) for prompt in prompts])
 
-    def start_embedding(
-        self, prompt: Sequence[int], params: PoolingParams, options: RequestOptions
-    ) -> RequestHandle:
-        """Check a request for an embedding, queue it and give back its handle. Never blocks.
+    def start_embeddings(
+        self, prompts: Sequence[Sequence[int]], params: PoolingParams, options: RequestOptions
+    ) -> list[Started]:
+        """Check requests for an embedding of one prompt each and queue them all, or none. Never blocks.
 
         Raises:
             InvalidArgument, LimitExceeded, QueueFull
@@ -127,23 +115,60 @@ class Intake:
             raise NotSupported(f"model {self._model!r} gives no embeddings")
         params.check_size(self._model, embedding.size)
         params = params.resolve(embedding)
+        with self.adapters.using(options.adapter) as cache_name:
+            return self._submit(
+                [[self._embedding(prompt, params, options, cache_name)] for prompt in prompts]
+            )
+
+    def _samples(
+        self, prompt: Sequence[int], params: SamplingParams, options: RequestOptions, cache_name: str
+    ) -> list[OutputState]:
+        # Its length first: what is far too long need not be looked at.
+        check_kind(prompt)
+        max_output = check_lengths(self._model, len(prompt), params, self._max_length)
+        token_ids = check_prompt(prompt, self._info.vocab_size)
+        eos = self._info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
+        outputs: list[OutputState] = []
+        for sample in range(params.n):
+            if sample == 1:
+                # Only the first sample reports on the prompt they share.
+                params = msgspec.structs.replace(params, prompt_logprobs=None)
+            request = self._request(
+                token_ids,
+                params,
+                options,
+                cache_name,
+                seed=options.seed_of_sample(params, sample),
+                max_tokens=len(token_ids) + max_output,
+                eos_token_ids=eos,
+                leader=outputs[0].request if outputs else None,
+            )
+            decoder = None
+            if options.detokenize:
+                decoder = self._tokenizer().stream(skip_special_tokens=params.skip_special_tokens)
+            outputs.append(OutputState(request, _stream_of(request), decoder))
+        return outputs
+
+    def _embedding(
+        self, prompt: Sequence[int], params: PoolingParams, options: RequestOptions, cache_name: str
+    ) -> OutputState:
+        check_kind(prompt)
         if len(prompt) > self._max_length:
             raise LimitExceeded(
                 f"the prompt has {len(prompt)} tokens; {self._model!r} takes up to {self._max_length}",
                 "prompt",
             )
         token_ids = check_prompt(prompt, self._info.vocab_size)
-        with self.adapters.using(options.adapter) as cache_name:
-            request = self._request(
-                token_ids,
-                SamplingParams(),
-                options,
-                cache_name,
-                seed=0,
-                max_tokens=len(token_ids),
-                pooling=params.pooling,
-            )
-            return self._submit([Output(request, self._queue(request), None, params)])
+        request = self._request(
+            token_ids,
+            SamplingParams(),
+            options,
+            cache_name,
+            seed=0,
+            max_tokens=len(token_ids),
+            pooling=params.pooling,
+        )
+        return OutputState(request, _stream_of(request), None, params)
 
     def _request(
         self,
@@ -179,15 +204,13 @@ class Intake:
             adapter=options.adapter,
         )
 
-    def _queue(self, request: Request) -> ResultQueue:
-        return ResultQueue(
-            prompt_length=request.num_prompt_tokens,
-            on_gpu=self._spec.device.startswith("cuda"),
-            arrival=request.arrival_time,
-        )
+    def _submit(self, requests: Sequence[Sequence[OutputState]]) -> list[Started]:
+        if not requests:
+            return []
+        self._loop.submit([output for samples in requests for output in samples])
+        handles = [RequestHandle(self._model, samples) for samples in requests]
+        return [(handle, handle.stream) for handle in handles]
 
-    def _submit(self, outputs: list[Output]) -> RequestHandle:
-        self._loop.submit(outputs)
-        return RequestHandle(
-            self._model, [output.request for output in outputs], [output.queue for output in outputs]
-        )
+
+def _stream_of(request: Request) -> OutputStream:
+    return OutputStream(num_prompt_tokens=request.num_prompt_tokens, arrival=request.arrival_time)

@@ -18,7 +18,7 @@ from .adapters import AdapterTable
 from .config import ModelConfig
 from .intake import Intake, RequestHandle
 from .memory_plan import MemoryPlan, plan_memory
-from .result_queue import ResultQueue
+from .output_stream import OutputStream
 from .snapshot import EngineSnapshot, idle_snapshot, take_snapshot
 from .stats import EngineStats, collect_stats, idle_stats
 from .step_loop import StepLoop
@@ -65,7 +65,7 @@ class InstalledModel:
         self.running: Running | None = None
         self._backend = backend
         self._neighbours = neighbours
-        self._device, self._dtype, self._threads = backend.resolve(
+        self.device, self._dtype, self._threads = backend.resolve(
             info, device=config.device, dtype=config.dtype, threads=config.threads
         )
         if config.max_length is not None and config.max_length > info.max_length:
@@ -186,7 +186,7 @@ class InstalledModel:
 
     def reserved_bytes(self, device: str) -> int:
         """What this model takes of a device while it runs, whether it has been touched or not."""
-        return self.plan.total if self.running is not None and self._device == device else 0
+        return self.plan.total if self.running is not None and self.device == device else 0
 
     # Requests
 
@@ -203,9 +203,9 @@ class InstalledModel:
         if self.running is not None:
             self.running.loop.cancel(handle.requests)
 
-    def live_queues(self) -> list[ResultQueue]:
-        """Queues of the requests that have not ended; on the engine's event loop."""
-        return [] if self.running is None else self.running.loop.live_queues()
+    def live_streams(self) -> list[OutputStream]:
+        """Output streams of the requests that have not ended; on the engine's event loop."""
+        return [] if self.running is None else self.running.loop.live_streams()
 
     def stats(self) -> EngineStats:
         """State at this moment and counters since the start; zeros while the model does not run."""
@@ -225,15 +225,15 @@ class InstalledModel:
     def _make_plan(self) -> MemoryPlan:
         config, info = self.config, self.info
         needs = self._backend.memory_needs(info, self._worker_config(config.max_length or info.max_length, 0))
-        limit = self._backend.memory_limit(self._device)
+        limit = self._backend.memory_limit(self.device)
         # A pool counts as used only once it has been written to; its plan counts from the start.
-        used = max(limit.used_bytes, self._neighbours(self._device))
+        used = max(limit.used_bytes, self._neighbours(self.device))
         limit = msgspec.structs.replace(limit, used_bytes=used)
         return plan_memory(info.name, needs, limit, config, info.max_length)
 
     def _worker_config(self, max_length: int, num_blocks: int, cache_grows: bool = False) -> WorkerConfig:
         return WorkerConfig(
-            device=self._device,
+            device=self.device,
             dtype=self._dtype,
             max_length=max_length,
             max_num_seqs=self.config.max_num_seqs,

@@ -1,11 +1,11 @@
-"""OutputProcessor: from new token ids to text in result queues, stop strings included."""
+"""OutputProcessor: from new token ids to text in output streams, stop strings included."""
 
 from collections.abc import Sequence
 
 from ..backends.worker import TextStream
 from ..scheduler import Batch, FinishReason, Request, StepResult, TokenLogprobs
 from .embeddings import PoolingParams
-from .result_queue import ResultQueue, Wakeups
+from .output_stream import OutputStream, Wakeups
 
 
 class StopStrings:
@@ -48,26 +48,26 @@ class StopStrings:
         return 0
 
 
-class Output:
-    """Text side of one request: partial characters, held-back text, and the queue they go to."""
+class OutputState:
+    """Text side of one request: partial characters, held-back text, and the stream they go to."""
 
-    __slots__ = ("_hidden_stop_ids", "_pooling", "_stops", "_stream", "queue", "request")
+    __slots__ = ("_decoder", "_hidden_stop_ids", "_pooling", "_stops", "request", "stream")
 
     def __init__(
         self,
         request: Request,
-        queue: ResultQueue,
-        stream: TextStream | None,
+        stream: OutputStream,
+        decoder: TextStream | None,
         pooling: PoolingParams | None = None,
     ) -> None:
-        """Without a `stream` only token ids are handed over; then there can be no stop strings.
+        """Without a `decoder` only token ids are handed over; then there can be no stop strings.
 
         `pooling` says what is to be done to the embedding of a request for one.
         """
         params = request.params
         self.request = request
-        self.queue = queue
-        self._stream = stream
+        self.stream = stream
+        self._decoder = decoder
         self._pooling = pooling
         self._stops = (
             StopStrings(params.stop, include_stop=params.include_stop_in_output) if params.stop else None
@@ -76,12 +76,12 @@ class Output:
 
     def text_of(self, token: int) -> str:
         """Text that becomes certain with `token`. A stop token that ended the request is not shown."""
-        if self._stream is None:
+        if self._decoder is None:
             return ""
         request = self.request
         if token in self._hidden_stop_ids and request.finish_reason is FinishReason.STOP:
             return ""
-        text = self._stream.push(token)
+        text = self._decoder.push(token)
         if self._stops is None or not text:
             return text
         if len(request.token_ids) < request.min_tokens:
@@ -90,7 +90,7 @@ class Output:
 
     def add_prompt_logprobs(self, start: int, entries: Sequence[TokenLogprobs | None]) -> None:
         """Entries from prompt position `start` on; a recompute after preemption brings nothing new."""
-        known = self.queue.prompt_logprobs
+        known = self.stream.prompt_logprobs
         known.extend(entries[len(known) - start :] if start <= len(known) else ())
 
     @property
@@ -105,9 +105,9 @@ class Output:
 
     def rest(self) -> str:
         """Text held back so far, at the end."""
-        if self._stream is None or self.stop_found is not None:
+        if self._decoder is None or self.stop_found is not None:
             return ""
-        text = self._stream.flush()
+        text = self._decoder.flush()
         if self._stops is None:
             return text
         shown = self._stops.push(text)
@@ -118,14 +118,14 @@ class OutputProcessor:
     """All outputs of one model; the only place that loops over them."""
 
     def __init__(self) -> None:
-        self._outputs: dict[int, Output] = {}
+        self._outputs: dict[int, OutputState] = {}
         self._wakeups = Wakeups()
 
-    def open(self, output: Output) -> None:
+    def open(self, output: OutputState) -> None:
         """Take a new request's output in."""
         self._outputs[output.request.request_id] = output
 
-    def live(self) -> list[Output]:
+    def live(self) -> list[OutputState]:
         """All open outputs."""
         return list(self._outputs.values())
 
@@ -145,11 +145,11 @@ class OutputProcessor:
                 output.add_prompt_logprobs(chunk.start, result.prompt_logprobs[chunk.seq])
             if token is None:
                 continue
-            queue = output.queue
-            if queue.times.first_token is None:
-                queue.times.first_scheduled = request.first_scheduled_time
-                queue.prefix_cache_len = request.num_cached_tokens
-            queue.put(
+            stream = output.stream
+            if stream.times.first_token is None:
+                stream.times.first_scheduled = request.first_scheduled_time
+                stream.num_cached_tokens = request.num_cached_tokens
+            stream.put(
                 token, output.text_of(token), logprobs.get(chunk.seq) if logprobs else None, now, wakeups
             )
             if output.stop_found is not None:
@@ -160,12 +160,12 @@ class OutputProcessor:
         """End the outputs of finished requests."""
         for request in finished:
             output = self._outputs.pop(request.request_id)
-            times = output.queue.times
+            times = output.stream.times
             if times.first_scheduled is None:
                 times.first_scheduled = request.first_scheduled_time
             reason = request.finish_reason
             assert reason is not None  # finished requests have one
-            output.queue.finish(
+            output.stream.finish(
                 reason,
                 self._wakeups,
                 now,

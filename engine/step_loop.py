@@ -15,9 +15,9 @@ from ..backends.worker import Worker
 from ..errors import ModelStateError, WorkerError
 from ..scheduler import Batch, FinishReason, Request, Scheduler, StepResult
 from .histogram import STEP_SECOND_BOUNDS, STEP_TOKEN_BOUNDS, Histogram
-from .outputs import Output, OutputProcessor
+from .output_stream import OutputStream
+from .outputs import OutputProcessor, OutputState
 from .rate import Rate
-from .result_queue import ResultQueue
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,8 @@ class StepLoop:
         self._changed = asyncio.Event()
         self._idle = True
         self._admission = threading.Lock()
-        self._submitted: deque[Sequence[Output]] = deque()
+        self._submitted: deque[Sequence[OutputState]] = deque()
         """Let in and not added yet, in the inbox's order."""
-        self._pending_requests = 0
         self._pending_tokens = 0
         self._closed: str | None = None
         self._busy_since: float | None = None
@@ -71,28 +70,24 @@ class StepLoop:
         since = self._busy_since
         return 0.0 if since is None else max(now - since, 0.0)
 
-    def submit(self, outputs: Sequence[Output]) -> None:
-        """Take one request in, with all its samples.
+    def submit(self, outputs: Sequence[OutputState]) -> None:
+        """Take what was asked for at once: all of it or nothing; it counts as one queued request.
 
         Raises:
-            LimitExceeded, QueueFull: see Scheduler.check_admissible.
+            LimitExceeded, QueueFull: see Admission.check.
             ModelStateError: the loop has ended.
         """
-        request = outputs[0].request
-        prompt = request.num_prompt_tokens
+        requests = [output.request for output in outputs]
         with self._admission:
             if self._closed is not None:
                 raise ModelStateError(self._closed)
-            self.scheduler.check_admissible(
-                prompt,
-                len(outputs),
-                generates=request.pooling is None,
-                pending_requests=self._pending_requests,
+            self.scheduler.admission.check(
+                requests,
+                pending_requests=len(self._submitted),
                 pending_tokens=self._pending_tokens,
                 retry_after=self._retry_after(),
             )
-            self._pending_requests += len(outputs)
-            self._pending_tokens += prompt * len(outputs)
+            self._pending_tokens += sum(request.num_prompt_tokens for request in requests)
             self._submitted.append(outputs)
             self._post(self._add_submitted)
 
@@ -128,23 +123,23 @@ class StepLoop:
             self.cancel_all()
             await self._all_finished()
 
-    def live_queues(self) -> list[ResultQueue]:
-        """Queues of the requests that have been submitted and have not ended."""
-        return [output.queue for output in self._live_outputs()]
+    def live_streams(self) -> list[OutputStream]:
+        """Output streams of the requests that have been submitted and have not ended."""
+        return [output.stream for output in self._live_outputs()]
 
     def live_adapters(self) -> set[str | None]:
         """Adapters that requests which have been submitted and have not ended run under."""
         return {output.request.adapter for output in self._live_outputs()}
 
-    def _live_outputs(self) -> list[Output]:
+    def _live_outputs(self) -> list[OutputState]:
         """Open outputs, and those still in the inbox; on the loop's thread, which alone moves them."""
         with self._admission:
             return [*self._outputs.live(), *chain.from_iterable(self._submitted)]
 
     async def _all_finished(self) -> None:
-        while queues := self.live_queues():
-            for queue in queues:
-                await queue.await_finished()
+        while streams := self.live_streams():
+            for stream in streams:
+                await stream.await_finished()
 
     async def step(self) -> None:
         """One token for everybody: schedule, execute, update, publish."""
@@ -237,14 +232,14 @@ class StepLoop:
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def _add_submitted(self, now: float) -> None:
-        """Open the outputs of the request that was submitted first, and let the scheduler have it."""
+        """Open the outputs of what was submitted first, and let the scheduler have its requests."""
         with self._admission:
             outputs = self._submitted.popleft()
             for output in outputs:
                 self._outputs.open(output)
-                self.scheduler.add(output.request)
-            self._pending_requests -= len(outputs)
-            self._pending_tokens -= outputs[0].request.num_prompt_tokens * len(outputs)
+            requests = [output.request for output in outputs]
+            self.scheduler.add(*requests)
+            self._pending_tokens -= sum(request.num_prompt_tokens for request in requests)
 
     def _finish(self, requests: Sequence[Request], reason: FinishReason, now: float) -> None:
         for request in requests:
@@ -267,5 +262,5 @@ class StepLoop:
     def _retry_after(self) -> float:
         """Seconds until the queued prompts will have been computed, at the measured rate."""
         rate = self.prompt_rate.per_second(monotonic())
-        queued = self.scheduler.queued_tokens + self._pending_tokens
+        queued = self.scheduler.admission.queued_tokens + self._pending_tokens
         return min(max(queued / rate, 1.0), 600.0) if rate > 0 else 1.0

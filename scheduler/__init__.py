@@ -1,5 +1,6 @@
 """Continuous batching: what each step computes, for whom, and when a request ends; pure Python, no clock."""
 
+from .admission import Admission
 from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, TokenLogprobs, Wants
 from .config import Eviction, Policy, SchedulerConfig
 from .request import FinishReason, Request, RequestStatus
@@ -7,6 +8,7 @@ from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerStats
 
 __all__ = [
+    "Admission",
     "Batch",
     "Chunk",
     "Eviction",

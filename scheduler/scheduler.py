@@ -6,8 +6,8 @@ from collections.abc import Mapping, Set
 
 import msgspec
 
-from ..errors import LimitExceeded, QueueFull
 from ..kvcache import BlockTable, KVCache
+from .admission import Admission
 from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, Wants
 from .config import Eviction, SchedulerConfig
 from .lazy_heap import LazyHeap
@@ -52,11 +52,10 @@ class Scheduler:
 
         `shares_within_step`, `chunks_prompts` and `mixes_adapters` are WorkerSpec's.
         """
+        self.admission = Admission(config, kv.capacity, chunks_prompts=chunks_prompts)
         self._kv = kv
         self._max_num_seqs = min(config.max_num_seqs, max_num_seqs or config.max_num_seqs)
         self._max_num_batched_tokens = config.max_num_batched_tokens
-        self._max_queued_requests = config.max_queued_requests
-        self._max_queued_tokens = config.max_queued_tokens
         self._shares_within_step = shares_within_step
         self._chunks_prompts = chunks_prompts
         self._mixes_adapters = mixes_adapters
@@ -76,8 +75,6 @@ class Scheduler:
         self._first_tokens: deque[tuple[float, float]] = deque(maxlen=64)
 
         self._arrivals = 0
-        self._num_queued = 0
-        self._queued_tokens = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._preemptions = 0
@@ -91,81 +88,18 @@ class Scheduler:
         """True while any request has not ended."""
         return bool(self._requests)
 
-    @property
-    def num_queued(self) -> int:
-        """Requests that no step has touched yet."""
-        return self._num_queued
-
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens of the requests that no step has touched yet."""
-        return self._queued_tokens
-
-    def check_admissible(
-        self,
-        num_prompt_tokens: int,
-        samples: int = 1,
-        *,
-        generates: bool = True,
-        pending_requests: int = 0,
-        pending_tokens: int = 0,
-        retry_after: float = 1.0,
-    ) -> None:
-        """Raise unless `samples` requests of that prompt length may be added now.
-
-        `pending` ones were let in but not added yet; they count as queued. Requests for an embedding do not
-        generate.
-
-        Raises:
-            LimitExceeded: the prompt, and one token more where it generates, do not fit the whole pool; or
-                the prompt does not fit one step of a worker that needs it whole.
-            QueueFull: the bounds on queued requests or queued tokens are reached.
-        """
-        if num_prompt_tokens + generates > self._kv.capacity:
-            raise LimitExceeded(
-                f"the prompt has {num_prompt_tokens} tokens; the block pool holds {self._kv.capacity} in all"
-            )
-        if not self._chunks_prompts and num_prompt_tokens > self._max_num_batched_tokens:
-            raise LimitExceeded(
-                f"the prompt has {num_prompt_tokens} tokens, which this model needs in one step; at most "
-                f"{self._max_num_batched_tokens} (max_num_batched_tokens) fit one"
-            )
-        queued = self._num_queued + pending_requests
-        if self._max_queued_requests is not None and queued + samples > self._max_queued_requests:
-            raise QueueFull(
-                f"{queued} requests are queued; at most {self._max_queued_requests} may be", retry_after
-            )
-        tokens = num_prompt_tokens * samples
-        queued_tokens = self._queued_tokens + pending_tokens
-        if self._max_queued_tokens is not None and queued_tokens + tokens > self._max_queued_tokens:
-            raise QueueFull(
-                f"{queued_tokens} prompt tokens are queued and {tokens} more were asked for; "
-                f"at most {self._max_queued_tokens} may be",
-                retry_after,
-            )
-
-    def add(self, request: Request) -> None:
-        """Take a new request in. One with a live leader joins the queue when the leader's prompt is done."""
-        self._arrivals += 1
-        request.arrival = self._arrivals
-        self._requests[request.request_id] = request
-        self._num_queued += 1
-        self._queued_tokens += request.num_prompt_tokens
-        for deadline in (request.deadline, request.queue_deadline):
-            if deadline is not None:
-                self._deadlines.push(deadline, request)
-        leader = request.leader
-        if leader is not None and not leader.finished and not self._prompt_done(leader):
-            leader.followers.append(request)
-        else:
-            self._queue.push(request)
+    def add(self, *requests: Request) -> None:
+        """Take new requests in that were asked for at once; they count as one in the queue."""
+        self.admission.enter(requests)
+        for request in requests:
+            self._add(request)
 
     def finish(self, request: Request, reason: FinishReason, now: float) -> None:
         """End a request wherever it is; nothing happens when it has ended already."""
         if request.finished:
             return
         if request.first_scheduled_time is None:
-            self._leave_queue(request)
+            self.admission.leave(request)
         if request.table is not None:
             self._running.remove(request)
             self._release(request, now)
@@ -387,7 +321,7 @@ class Scheduler:
 
     def _admit(self, request: Request, table: BlockTable, now: float) -> SequenceStart:
         if request.first_scheduled_time is None:
-            self._leave_queue(request)
+            self.admission.leave(request)
             request.first_scheduled_time = now
             request.num_cached_tokens = min(table.num_cached_tokens, request.num_prompt_tokens)
         request.leader = None
@@ -446,9 +380,19 @@ class Scheduler:
         request.seq = None
         request.num_computed_tokens = 0
 
-    def _leave_queue(self, request: Request) -> None:
-        self._num_queued -= 1
-        self._queued_tokens -= request.num_prompt_tokens
+    def _add(self, request: Request) -> None:
+        """One with a live leader joins the queue when the leader's prompt is done."""
+        self._arrivals += 1
+        request.arrival = self._arrivals
+        self._requests[request.request_id] = request
+        for deadline in (request.deadline, request.queue_deadline):
+            if deadline is not None:
+                self._deadlines.push(deadline, request)
+        leader = request.leader
+        if leader is not None and not leader.finished and not self._prompt_done(leader):
+            leader.followers.append(request)
+        else:
+            self._queue.push(request)
 
     def _release_followers(self, leader: Request) -> None:
         followers, leader.followers = leader.followers, []
@@ -471,7 +415,7 @@ class Scheduler:
         return SchedulerStats(
             running=len(self._running),
             waiting=len(self._requests) - len(self._running),
-            queued_tokens=self._queued_tokens,
+            queued_tokens=self.admission.queued_tokens,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self._preemptions,
@@ -499,7 +443,4 @@ class Scheduler:
                     f"request {request.request_id} is {request.status.value} but holds otherwise"
                 )
         queued = [request for request in self._requests.values() if request.first_scheduled_time is None]
-        if len(queued) != self._num_queued:
-            raise RuntimeError("the count of queued requests is off")
-        if sum(request.num_prompt_tokens for request in queued) != self._queued_tokens:
-            raise RuntimeError("the count of queued tokens is off")
+        self.admission.check_integrity(queued)

@@ -124,18 +124,18 @@ class Conversation:
             MillstreamError: the engine could not finish the answer.
         """
         prompt = self._maker.from_messages([*self._messages, {"role": "user", "content": text}])
-        handle, queue = self._engine.start_request_ids(self.name, prompt, self._params)
+        handle, stream = self._engine.start_request(self.name, prompt, self._params)
         self._messages.append({"role": "user", "content": text})
         pieces: list[str] = []
         try:
             ended = False
             while not ended:
-                elements = queue.Get()
-                pieces.append(elements.text)
-                yield elements.text
-                ended = elements.finish_reason is not None
+                output = stream.get()
+                pieces.append(output.text)
+                yield output.text
+                ended = output.finish_reason is not None
         finally:
             self._engine.release_request(self.name, handle)
             self._messages.append({"role": "assistant", "content": "".join(pieces)})
-        if queue.finish_reason is FinishReason.ERROR:
-            raise MillstreamError(queue.error or "the answer could not be finished")
+        if stream.finish_reason is FinishReason.ERROR:
+            raise MillstreamError(stream.error or "the answer could not be finished")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ...engine import FinishReason, ResultQueue
+from ...engine import FinishReason, OutputStream
 from ...errors import MillstreamError, ModelStateError
 from ...scheduler import SamplingParams
 from .batch_file import InputRow, Result, ResultRow, Row, SampleRow
@@ -45,23 +45,23 @@ class Completer:
             return blank
         try:
             params = self._model.sampling_params(self._sampling, row.params)
-            queues = self._model.start(self._prompt(row), params)
+            streams = await self._model.start(self._prompt(row), params)
         except ModelStateError:
             raise
         except MillstreamError as error:
             return msgspec.structs.replace(blank, error=str(error))
-        outputs = [await _collect(queue, params) for queue in queues]
-        first = queues[0]
+        outputs = [await _collect(stream, params) for stream in streams]
+        first = streams[0]
         prompt_logprobs: list[float | None] | msgspec.UnsetType = msgspec.UNSET
         if params.prompt_logprobs is not None:
             prompt_logprobs = [None if entry is None else entry.logprob for entry in first.prompt_logprobs]
         return msgspec.structs.replace(
             blank,
             outputs=outputs,
-            prompt_tokens=first.prompt_length,
-            cached_tokens=first.prefix_cache_len,
+            prompt_tokens=first.num_prompt_tokens,
+            cached_tokens=first.num_cached_tokens,
             prompt_logprobs=prompt_logprobs,
-            error=next((queue.error for queue in queues if queue.error is not None), None),
+            error=next((stream.error for stream in streams if stream.error is not None), None),
         )
 
     def _prompt(self, row: InputRow) -> Sequence[int]:
@@ -89,15 +89,15 @@ async def complete_rows(
             task.cancel()
 
 
-async def _collect(queue: ResultQueue, params: SamplingParams) -> SampleRow:
-    await queue.await_finished()
-    elements = queue.GetNoWait()
-    reason = queue.finish_reason or FinishReason.ERROR
+async def _collect(stream: OutputStream, params: SamplingParams) -> SampleRow:
+    await stream.await_finished()
+    output = stream.get_nowait()
+    reason = stream.finish_reason or FinishReason.ERROR
     return SampleRow(
-        text=elements.text,
+        text=output.text,
         finish_reason=reason.value,
-        output_tokens=len(elements.ids_from_generate),
-        token_ids=elements.ids_from_generate,
-        logprobs=elements.token_logprobs_list if params.logprobs else msgspec.UNSET,
-        top_logprobs=elements.log_probs_list if params.top_logprobs else msgspec.UNSET,
+        output_tokens=len(output.token_ids),
+        token_ids=output.token_ids,
+        logprobs=[entry.logprob for entry in output.logprobs] if params.logprobs else msgspec.UNSET,
+        top_logprobs=[list(entry.top) for entry in output.logprobs] if params.top_logprobs else msgspec.UNSET,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...engine import ModelConfig, ResultQueue
+from ...engine import ModelConfig, OutputStream
 from ...errors import InvalidArgument, MillstreamError
 from ...scheduler import SamplingParams
 from .batch_file import InputRow, Key, Result, Row, finished_rows, read_rows
@@ -154,18 +154,18 @@ class GenerateTask:
     async def _print_text(self, model: RunningModel, maker: PromptMaker) -> None:
         """All prompts at the same time, printed one after the other, the one at hand as it comes."""
         params = model.sampling_params(self.sampling)
-        started = [model.start(maker.from_text(prompt), params) for prompt in self.prompts]
+        started = [await model.start(maker.from_text(prompt), params) for prompt in self.prompts]
         titles = len(self.prompts) > 1 or params.n > 1
-        for prompt, queues in zip(self.prompts, started, strict=True):
-            for sample, queue in enumerate(queues, 1):
+        for prompt, streams in zip(self.prompts, started, strict=True):
+            for sample, stream in enumerate(streams, 1):
                 if titles:
                     number = f" [{sample}/{params.n}]" if params.n > 1 else ""
                     print(f"==> {_one_line(prompt)}{number} <==")
-                await _print_stream(queue)
-                if queue is not started[-1][-1]:
+                await _print_stream(stream)
+                if stream is not started[-1][-1]:
                     print()
         if self.stats:
-            _print_stats([queue for queues in started for queue in queues])
+            _print_stats([stream for streams in started for stream in streams])
 
     def _check_batch(self, rows: Sequence[Row]) -> None:
         """Raise InvalidArgument where flags are given that OpenAI's format has no use for."""
@@ -240,35 +240,35 @@ class Counts:
         )
 
 
-async def _print_stream(queue: ResultQueue) -> None:
+async def _print_stream(stream: OutputStream) -> None:
     """Print an output as it comes.
 
     Raises:
         MillstreamError: the engine could not finish it.
     """
     text = ""
-    async for elements in queue:
-        text = elements.text or text
-        print(elements.text, end="", flush=True)
+    async for output in stream:
+        text = output.text or text
+        print(output.text, end="", flush=True)
     if not text.endswith("\n"):
         print(flush=True)
-    if queue.error is not None:
-        raise MillstreamError(queue.error)
+    if stream.error is not None:
+        raise MillstreamError(stream.error)
 
 
-def _print_stats(queues: Sequence[ResultQueue]) -> None:
+def _print_stats(streams: Sequence[OutputStream]) -> None:
     from psutil import Process
 
-    firsts = [queue.times.first_token for queue in queues if queue.times.first_token is not None]
-    ends = [queue.times.last_token for queue in queues if queue.times.last_token is not None]
-    tokens = sum(queue.GeneratedLength() for queue in queues)
-    start = min(queue.times.arrival for queue in queues)
+    firsts = [stream.times.first_token for stream in streams if stream.times.first_token is not None]
+    ends = [stream.times.last_token for stream in streams if stream.times.last_token is not None]
+    tokens = sum(stream.num_output_tokens for stream in streams)
+    start = min(stream.times.arrival for stream in streams)
     now_epoch, now = time(), monotonic()
     since_command = min(firsts) - (now - (now_epoch - Process().create_time()))
     print(
         f"first token after {since_command:.2f} s, {min(firsts) - start:.3f} s of it since the request; "
         f"{tokens} output tokens, {tokens / max(max(ends) - start, 1e-9):.1f} tokens/s; "
-        f"{sum(queue.prefix_cache_len for queue in queues)} prompt tokens cached",
+        f"{sum(stream.num_cached_tokens for stream in streams)} prompt tokens cached",
         file=sys.stderr,
     )
 

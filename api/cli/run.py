@@ -2,13 +2,13 @@
 
 import argparse
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ...engine import EngineStats, ModelConfig, ResultQueue
+from ...engine import EngineStats, ModelConfig, OutputStream
 from ...errors import InvalidArgument, MillstreamError
 from ..handlers import ModelHandler
 from .options import add_engine_flags, add_model_argument, model_config
@@ -76,7 +76,7 @@ class Answer:
     """A question under way."""
 
     question: Question
-    queue: ResultQueue
+    stream: OutputStream
     pieces: list[str] = field(default_factory=list)
 
     @property
@@ -87,7 +87,7 @@ class Answer:
     @property
     def finished(self) -> bool:
         """True when nothing more will come."""
-        return self.queue.finish_reason is not None
+        return self.stream.finish_reason is not None
 
 
 async def demonstrate(config: ModelConfig, num_requests: int) -> None:
@@ -103,7 +103,7 @@ async def demonstrate(config: ModelConfig, num_requests: int) -> None:
         console = Console(width=_WIDTH_OF_PIPES)
     async with running_model(config) as model:
         started = monotonic()
-        answers = list(ask_questions(model, num_requests))
+        answers = [answer async for answer in ask_questions(model, num_requests)]
         peak = PeakUse()
         readers = [asyncio.create_task(_read(answer, model, peak)) for answer in answers]
         if console.is_terminal:
@@ -112,7 +112,7 @@ async def demonstrate(config: ModelConfig, num_requests: int) -> None:
             await _show_in_order(answers)
         await asyncio.gather(*readers)
         console.print(figures(answers))
-        for line in summary(answers, model.engine.get_as_engine_stat(model.name), peak, started):
+        for line in summary(answers, model.engine.stats(model.name), peak, started):
             console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -123,12 +123,12 @@ class PeakUse:
     blocks: int = 0
 
 
-def ask_questions(model: RunningModel, num_requests: int) -> Iterator[Answer]:
+async def ask_questions(model: RunningModel, num_requests: int) -> AsyncIterator[Answer]:
     """Start the questions, as often as need be. Greedy: what the model knows best is what it says."""
     params = model.sampling_params({"max_new_tokens": _MAX_NEW_TOKENS, "temperature": 0})
     for question in islice(cycle(QUESTIONS), num_requests):
-        (queue,) = model.start(_prompt(model.handler, question), params)
-        yield Answer(question, queue)
+        (stream,) = await model.start(_prompt(model.handler, question), params)
+        yield Answer(question, stream)
 
 
 def _prompt(handler: ModelHandler, question: Question) -> list[int]:
@@ -140,11 +140,11 @@ def _prompt(handler: ModelHandler, question: Question) -> list[int]:
 
 
 async def _read(answer: Answer, model: RunningModel, peak: PeakUse) -> None:
-    async for elements in answer.queue:
-        answer.pieces.append(elements.text)
-        peak.blocks = max(peak.blocks, model.engine.get_as_engine_stat(model.name).held_blocks)
-    if answer.queue.error is not None:
-        raise MillstreamError(answer.queue.error)
+    async for output in answer.stream:
+        answer.pieces.append(output.text)
+        peak.blocks = max(peak.blocks, model.engine.stats(model.name).held_blocks)
+    if answer.stream.error is not None:
+        raise MillstreamError(answer.stream.error)
 
 
 async def _show_live(console: "Console", answers: Sequence[Answer]) -> None:
@@ -161,7 +161,7 @@ async def _show_live(console: "Console", answers: Sequence[Answer]) -> None:
 
 async def _show_in_order(answers: Sequence[Answer]) -> None:
     for number, answer in enumerate(answers, 1):
-        await answer.queue.await_finished()
+        await answer.stream.await_finished()
         await asyncio.sleep(0)
         print(f"[{number}] {answer.question.text}\n    {answer.text}", flush=True)
 
@@ -201,9 +201,9 @@ def figures(answers: Sequence[Answer]) -> "Table":
     for name in ("prompt", "cached", "output", "first token", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for number, answer in enumerate(answers, 1):
-        queue = answer.queue
-        times = queue.times
-        output = queue.GeneratedLength()
+        stream = answer.stream
+        times = stream.times
+        output = stream.num_output_tokens
         first = "" if times.first_token is None else f"{(times.first_token - times.arrival) * 1000:.0f} ms"
         rate = ""
         if times.first_token is not None and times.last_token is not None and output > 1:
@@ -211,8 +211,8 @@ def figures(answers: Sequence[Answer]) -> "Table":
         table.add_row(
             str(number),
             answer.question.text,
-            str(queue.prompt_length),
-            str(queue.prefix_cache_len),
+            str(stream.num_prompt_tokens),
+            str(stream.num_cached_tokens),
             str(output),
             first,
             rate,
@@ -222,11 +222,11 @@ def figures(answers: Sequence[Answer]) -> "Table":
 
 def summary(answers: Sequence[Answer], stats: EngineStats, peak: PeakUse, started: float) -> list[str]:
     """What all requests took together; `started` is when the first was made, on the monotonic clock."""
-    ends = [answer.queue.times.finished for answer in answers]
+    ends = [answer.stream.times.finished for answer in answers]
     seconds = max(max(end for end in ends if end is not None) - started, 1e-9)
-    output = sum(answer.queue.GeneratedLength() for answer in answers)
-    prompt = sum(answer.queue.prompt_length for answer in answers)
-    cached = sum(answer.queue.prefix_cache_len for answer in answers)
+    output = sum(answer.stream.num_output_tokens for answer in answers)
+    prompt = sum(answer.stream.num_prompt_tokens for answer in answers)
+    cached = sum(answer.stream.num_cached_tokens for answer in answers)
     in_use = peak.blocks / stats.total_blocks
     return [
         "",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from ...engine import AsyncEngine, ModelConfig, ResultQueue, new_event_loop
+from ...engine import AsyncEngine, ModelConfig, OutputStream, new_event_loop
 from ...scheduler import SamplingParams
 from ..handlers import ModelHandler
 from ..models import Model
@@ -21,14 +21,14 @@ class RunningModel(Model):
         super().__init__(engine, config)
         self.engine = engine
 
-    def start(self, prompt: Sequence[int], params: SamplingParams) -> tuple[ResultQueue, ...]:
-        """Queue one request; returns the queues of its samples.
+    async def start(self, prompt: Sequence[int], params: SamplingParams) -> tuple[OutputStream, ...]:
+        """Queue one request; returns the output streams of its samples.
 
         Raises:
             InvalidArgument, LimitExceeded: the request can never be served.
         """
-        handle, _ = self.engine.start_request_ids(self.name, prompt, params)
-        return handle.queues
+        handle, _ = await self.engine.start_request(self.name, prompt, params)
+        return handle.streams
 
 
 @asynccontextmanager

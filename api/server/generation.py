@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from ...engine import AsyncEngine, GeneratedElements, PoolingParams, RequestHandle, ResultQueue
+from ...engine import Output, OutputStream, PoolingParams, RequestHandle, RequestOptions
 from ...scheduler import FinishReason, SamplingParams
 from .errors import OVERLOADED, SERVER, ApiError
 from .schemas.common import FinishName, PromptTokensDetails, Usage
@@ -32,31 +32,40 @@ class Generation:
         service: ModelService,
         target: Target,
         prompts: Sequence[Sequence[int]],
-        params: SamplingParams | PoolingParams,
-        options: Mapping[str, Any],
+        handles: Sequence[RequestHandle],
+        tenant: str,
     ) -> None:
+        """`handles` are the requests that have been started, one for each prompt."""
+        self.target = target
+        self.prompts = prompts
+        self.samples = len(handles[0].streams)
+        self._service = service
+        self._tenant = tenant
+        self._handles = handles
+        self.queues: tuple[OutputStream, ...] = tuple(
+            stream for handle in handles for stream in handle.streams
+        )
+
+    @classmethod
+    async def start(
+        cls,
+        service: ModelService,
+        target: Target,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | PoolingParams,
+        options: RequestOptions,
+    ) -> Self:
         """Queue the requests, for text or for embeddings: all of them, or none.
 
         Raises:
             InvalidArgument, LimitExceeded, NotSupported, QueueFull, AdapterNotFound, ModelStateError
         """
-        self.target = target
-        self.prompts = prompts
-        self.samples = params.n if isinstance(params, SamplingParams) else 1
-        self._service = service
-        self._tenant: str = options["tenant"]
-        self._handles: list[RequestHandle] = []
-        try:
-            for prompt in prompts:
-                handle = _start(service.engine, target.served.name, prompt, params, options)
-                self._handles.append(handle)
-        except BaseException:
-            for handle in self._handles:
-                service.engine.stop_request(target.served.name, handle)
-            raise
-        self.queues: tuple[ResultQueue, ...] = tuple(
-            queue for handle in self._handles for queue in handle.queues
-        )
+        engine, name = service.engine, target.served.name
+        if isinstance(params, PoolingParams):
+            started = await engine.start_embeddings(name, prompts, params, options)
+        else:
+            started = await engine.start_requests(name, prompts, params, options)
+        return cls(service, target, prompts, [handle for handle, _ in started], options.tenant)
 
     def __enter__(self) -> Self:
         return self
@@ -70,13 +79,13 @@ class Generation:
         for handle in self._handles:
             if not handle.finished:
                 self._service.engine.stop_request(self.target.served.name, handle)
-            self._service.report_finished(self.target.served.name, self._tenant, handle.queues)
+            self._service.report_finished(self.target.served.name, self._tenant, handle.streams)
 
     def prompt_of(self, choice: int) -> Sequence[int]:
         """Token ids of the prompt that a choice continues."""
         return self.prompts[choice // self.samples]
 
-    async def events(self) -> AsyncIterator[tuple[int, GeneratedElements]]:
+    async def events(self) -> AsyncIterator[tuple[int, Output]]:
         """(choice, what is new of it) as it comes, up to the end of every choice."""
         if len(self.queues) == 1:
             queue, ended = self.queues[0], False
@@ -85,9 +94,9 @@ class Generation:
                 ended = elements.finish_reason is not None
                 yield 0, elements
             return
-        ready: asyncio.Queue[tuple[int, GeneratedElements]] = asyncio.Queue()
+        ready: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
 
-        async def forward(choice: int, queue: ResultQueue) -> None:
+        async def forward(choice: int, queue: OutputStream) -> None:
             async for elements in queue:
                 ready.put_nowait((choice, elements))
 
@@ -102,7 +111,7 @@ class Generation:
             for task in tasks:
                 task.cancel()
 
-    async def outputs(self) -> list[GeneratedElements]:
+    async def outputs(self) -> list[Output]:
         """The whole output of each choice, once all have ended.
 
         Raises:
@@ -112,7 +121,7 @@ class Generation:
             await queue.await_finished()
         for queue in self.queues:
             self.require_success(queue)
-        return [queue.GetNoWait() for queue in self.queues]
+        return [queue.get_nowait() for queue in self.queues]
 
     async def embeddings(self) -> list[tuple[float, ...]]:
         """The embedding of each prompt.
@@ -123,12 +132,12 @@ class Generation:
         await self.outputs()
         return [queue.embedding or () for queue in self.queues]
 
-    def require_success(self, queue: ResultQueue) -> None:
+    def require_success(self, queue: OutputStream) -> None:
         """Raise ApiError where a choice has ended in a way that is no answer."""
         reason = queue.finish_reason
         if reason is FinishReason.ERROR:
             raise ApiError(500, queue.error or "the request failed", kind=SERVER, code="internal_error")
-        if queue.GeneratedLength() or queue.embedding is not None:
+        if queue.num_output_tokens or queue.embedding is not None:
             return
         if reason is FinishReason.QUEUE_TIMEOUT:
             raise ApiError(
@@ -144,26 +153,14 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         prompt = sum(len(ids) for ids in self.prompts)
-        output = sum(queue.GeneratedLength() for queue in self.queues)
-        cached = sum(handle.queue.prefix_cache_len for handle in self._handles)
+        output = sum(queue.num_output_tokens for queue in self.queues)
+        cached = sum(handle.stream.num_cached_tokens for handle in self._handles)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=output,
             total_tokens=prompt + output,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         )
-
-
-def _start(
-    engine: AsyncEngine,
-    model: str,
-    prompt: Sequence[int],
-    params: SamplingParams | PoolingParams,
-    options: Mapping[str, Any],
-) -> RequestHandle:
-    if isinstance(params, PoolingParams):
-        return engine.start_embedding(model, prompt, params, **options)[0]
-    return engine.start_request(model, prompt, params, **options)[0]
 
 
 def finish_name(reason: FinishReason) -> FinishName:

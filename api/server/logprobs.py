@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...backends.worker import Tokenizer
-from ...engine import GeneratedElements
+from ...engine import Output
 from ...scheduler import TokenLogprobs
 from .schemas.chat import ChatLogprobs, TokenLogprob, TopLogprob
 from .schemas.common import PromptLogprob, PromptLogprobs
@@ -22,17 +22,18 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST)
 
 
-def chat_logprobs(tokenizer: Tokenizer, elements: GeneratedElements) -> ChatLogprobs:
+def chat_logprobs(tokenizer: Tokenizer, elements: Output) -> ChatLogprobs:
     """Of the tokens of one read, for a chat completion."""
     content: list[TokenLogprob] = []
-    for token, logprob, top in zip(
-        elements.ids_from_generate, elements.token_logprobs_list, elements.log_probs_list, strict=True
-    ):
+    for token, scores in zip(elements.token_ids, elements.logprobs, strict=True):
         text = token_text(tokenizer, token)
-        alternatives = [_alternative(tokenizer, other, value) for other, value in top]
+        alternatives = [_alternative(tokenizer, other, value) for other, value in scores.top]
         content.append(
             TokenLogprob(
-                token=text, logprob=_finite(logprob), bytes=list(text.encode()), top_logprobs=alternatives
+                token=text,
+                logprob=_finite(scores.logprob),
+                bytes=list(text.encode()),
+                top_logprobs=alternatives,
             )
         )
     return ChatLogprobs(content=content)
@@ -58,9 +59,10 @@ class CompletionTable:
         tops = [None if entry is None else entry.top[:alternatives] for entry in entries]
         return self._rows(token_ids, logprobs, tops)
 
-    def output(self, elements: GeneratedElements) -> CompletionLogprobs:
+    def output(self, elements: Output) -> CompletionLogprobs:
         """The rows of what was generated."""
-        return self._rows(elements.ids_from_generate, elements.token_logprobs_list, elements.log_probs_list)
+        logprobs = [entry.logprob for entry in elements.logprobs]
+        return self._rows(elements.token_ids, logprobs, [entry.top for entry in elements.logprobs])
 
     def _rows(
         self,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...backends.worker import Tokenizer
+from ...engine import RequestOptions
 from ...errors import InvalidArgument, LimitExceeded
 from ...scheduler import SamplingParams
 from ...scheduler.sampling_fields import SAMPLING_FIELDS
@@ -99,8 +100,8 @@ class Caller:
     """The smaller of the header's and the server's own, in seconds."""
 
 
-def request_options(fields: RequestFields, caller: Caller, adapter: str | None) -> dict[str, Any]:
-    """Options of AsyncEngine.start_request.
+def request_options(fields: RequestFields, caller: Caller, adapter: str | None) -> RequestOptions:
+    """How the engine is to treat the request.
 
     Salts are kept apart by tenant, so no client can name its way into another's cache.
 
@@ -114,16 +115,14 @@ def request_options(fields: RequestFields, caller: Caller, adapter: str | None) 
             400, f"priority is {priority}; allowed: 0 or more", param="priority", code="invalid_value"
         )
     timeouts = [seconds for seconds in (fields.timeout, caller.timeout) if seconds is not None]
-    options: dict[str, Any] = {
-        "priority": tenant.priority + priority,
-        "tenant": tenant.name,
-        "deadline": min(timeouts, default=None),
-        "queue_timeout": fields.queue_timeout,
-        "adapter": adapter,
-    }
-    if fields.cache_salt is not None:
-        options["cache_salt"] = f"{tenant.name}\0{fields.cache_salt}"
-    return options
+    return RequestOptions(
+        priority=tenant.priority + priority,
+        tenant=tenant.name,
+        cache_salt=None if fields.cache_salt is None else f"{tenant.name}\0{fields.cache_salt}",
+        deadline=min(timeouts, default=None),
+        queue_timeout=fields.queue_timeout,
+        adapter=adapter,
+    )
 
 
 def shortened(token_ids: list[int], keep: int | None) -> list[int]:

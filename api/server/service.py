@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...backends.worker import Progress
-from ...engine import AsyncEngine, ModelConfig, ModelState, ResultQueue
+from ...engine import AsyncEngine, ModelConfig, ModelState, OutputStream
 from ...errors import MillstreamError, ModelError, ModelNotFound
 from ..models import Model
 from .text_pool import TextPool
@@ -29,7 +29,7 @@ class Target:
 class Observer(Protocol):
     """Is told of every sample that has ended."""
 
-    def request_finished(self, model: str, tenant: str, queue: ResultQueue, *, sample: int = 0) -> None:
+    def request_finished(self, model: str, tenant: str, queue: OutputStream, *, sample: int = 0) -> None:
         """`queue` has its finish reason; `sample` is its place among those of its prompt."""
 
     def remember(self, model: str) -> None:
@@ -159,7 +159,7 @@ class ModelService:
         await self.engine.release_model(name)
         self._models.pop(name, None)
 
-    def report_finished(self, model: str, tenant: str, samples: Sequence[ResultQueue]) -> None:
+    def report_finished(self, model: str, tenant: str, samples: Sequence[OutputStream]) -> None:
         """Tell the observer of a prompt's samples now, or once they end: a stopped one does with a step."""
         if all(queue.finish_reason is not None for queue in samples):
             self._report(model, tenant, samples)
@@ -168,11 +168,11 @@ class ModelService:
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
-    async def _report_later(self, model: str, tenant: str, samples: Sequence[ResultQueue]) -> None:
+    async def _report_later(self, model: str, tenant: str, samples: Sequence[OutputStream]) -> None:
         for queue in samples:
             await queue.await_finished()
         self._report(model, tenant, samples)
 
-    def _report(self, model: str, tenant: str, samples: Sequence[ResultQueue]) -> None:
+    def _report(self, model: str, tenant: str, samples: Sequence[OutputStream]) -> None:
         for sample, queue in enumerate(samples):
             self._observer.request_finished(model, tenant, queue, sample=sample)

@@ -213,8 +213,8 @@ def test_a_tokenizer_that_the_loader_has_initialised_is_used(engine: Engine) -> 
 
     shouted = engine.start_request_text("m", Loader(), "who?", TEN)[2]
     loud = engine.start_request_text("m", None, "WHO?", TEN)[2]
-    assert shouted.wait_finished(30)
-    assert loud.wait_finished(30)
+    assert shouted.stream.wait_finished(30)
+    assert loud.stream.wait_finished(30)
     assert shouted.Get().ids_from_generate == loud.Get().ids_from_generate
 
 

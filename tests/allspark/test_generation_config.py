@@ -9,7 +9,7 @@ import pytest
 
 from millstream.allspark import ASGenerationConfigBuilder, GenerationConfigAdapter, MultiMediaInfo, VocabType
 from millstream.allspark.sampling import DASHINFER_KEYS, translate
-from millstream.engine import SamplingParams
+from millstream.engine import RequestOptions, SamplingParams
 from millstream.errors import InvalidArgument, NotSupported
 
 Builder = ASGenerationConfigBuilder
@@ -88,7 +88,7 @@ def test_all_settings_together_are_understood() -> None:
     assert (params.stop, params.stop_token_ids, params.allowed_token_ids) == (("x",), (8,), (1, 2))
     assert (params.logprobs, params.top_logprobs, params.logit_bias) == (True, 0, {4: 1.0})
     translation = translate(SETTERS)
-    assert translation.options == {"priority": 1, "deadline": 9.0, "queue_timeout": 8.0}
+    assert translation.options == RequestOptions(priority=1, deadline=9.0, queue_timeout=8.0)
     assert translation.uuid == "mine"
 
 

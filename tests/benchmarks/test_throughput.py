@@ -86,8 +86,8 @@ def test_without_detokenising_there_is_no_text() -> None:
         for detokenize in (True, False):
             made = Workload(prompts=WORKLOAD.prompts, detokenize=detokenize)
             outcome = serve(engine, "fake", made)
-            elements = outcome.queues[0].GetNoWait()
-            assert len(elements.ids_from_generate) == 4
+            elements = outcome.streams[0].get_nowait()
+            assert len(elements.token_ids) == 4
             assert bool(elements.text) is detokenize
 
 

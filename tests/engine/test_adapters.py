@@ -6,7 +6,7 @@ import pytest
 
 from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
-from millstream.engine import AsyncEngine, ModelConfig, SamplingParams
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions, SamplingParams
 from millstream.errors import (
     AdapterInUse,
     AdapterLoaded,
@@ -31,9 +31,9 @@ def file(tmp_path):
 
 async def generate(engine, adapter=None, tokens=12, prompt=PROMPT):
     params = SamplingParams(temperature=0, max_new_tokens=tokens)
-    _, queue = engine.start_request_ids("fake", prompt, params, adapter=adapter)
-    await queue.await_finished()
-    return queue.GetNoWait().ids_from_generate, queue.prefix_cache_len
+    _, stream = await engine.start_request("fake", prompt, params, RequestOptions(adapter=adapter))
+    await stream.await_finished()
+    return stream.get_nowait().token_ids, stream.num_cached_tokens
 
 
 @pytest.mark.parametrize("mixes", [True, False])
@@ -65,7 +65,7 @@ async def test_an_adapter_in_use_stays(start_engine, file):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.005)) as engine:
         await engine.load_adapter("fake", "a", file)
         task = asyncio.create_task(generate(engine, "a", tokens=20))
-        await until(lambda: engine.get_as_engine_stat("fake").running == 1)
+        await until(lambda: engine.stats("fake").running == 1)
         with pytest.raises(AdapterInUse, match="'a'"):
             await engine.unload_adapter("fake", "a")
         assert len((await task)[0]) == 20

@@ -84,11 +84,11 @@ async def engine():
         )
         await engine.start_model("other")
         params = SamplingParams(temperature=0, max_new_tokens=60)
-        _, queue = engine.start_request("other", "text", params)
+        _, stream = engine.start_request("other", "text", params)
         yield engine
-        await queue.await_finished()
-        assert queue.finish_reason is FinishReason.LENGTH
-        assert queue.GeneratedLength() == 60
+        await stream.await_finished()
+        assert stream.finish_reason is FinishReason.LENGTH
+        assert stream.num_output_tokens == 60
 
 
 @pytest.mark.torch
@@ -111,9 +111,9 @@ async def test_damaged_models_are_refused_by_name(damage, engine, tmp_path):
     shutil.copytree(PYHELP, folder)
     await engine.install_model(config)
     await engine.start_model("damaged")
-    _, queue = engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
-    await queue.await_finished()
-    assert queue.GeneratedLength() == 2
+    _, stream = engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
+    await stream.await_finished()
+    assert stream.num_output_tokens == 2
 
 
 @pytest.mark.torch

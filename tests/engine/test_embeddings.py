@@ -19,12 +19,14 @@ async def test_embeddings_of_many_prompts_are_those_of_each_alone(start_engine):
     async with start_engine(max_num_seqs=1) as engine:
         alone = [(await engine.embed("fake", [prompt]))[0] for prompt in prompts]
     async with start_engine(num_blocks=32) as engine:
-        generating = engine.start_request("fake", [5] * 30, SamplingParams(temperature=0, max_new_tokens=40))
+        generating = await engine.start_request(
+            "fake", [5] * 30, SamplingParams(temperature=0, max_new_tokens=40)
+        )
         together = await engine.embed("fake", prompts)
         await generating[1].await_finished()
     assert together == alone
     assert [embedding.num_tokens for embedding in together] == [len(prompt) for prompt in prompts]
-    assert generating[1].GeneratedLength() == 40
+    assert generating[1].num_output_tokens == 40
 
 
 async def test_texts_are_encoded(start_engine):
@@ -57,18 +59,20 @@ async def test_a_warm_cache_changes_nothing(start_engine):
     async with start_engine() as engine:
         params = PoolingParams(pooling=Pooling.MEAN)
         first = await engine.embed("fake", [[1] * 100], params)
-        await engine.start_request("fake", [1] * 100, SamplingParams(max_new_tokens=1))[1].await_finished()
+        await (await engine.start_request("fake", [1] * 100, SamplingParams(max_new_tokens=1)))[
+            1
+        ].await_finished()
         assert await engine.embed("fake", [[1] * 100], params) == first
 
 
 async def test_a_handle_and_a_queue_for_each(start_engine):
     async with start_engine() as engine:
-        handle, queue = engine.start_embedding("fake", [1, 2, 3], RAW)
+        handle, stream = await engine.start_embedding("fake", [1, 2, 3], RAW)
         await engine.sync_request("fake", handle)
-        assert queue.finish_reason is FinishReason.STOP
-        assert queue.GeneratedLength() == 0
-        assert queue.times.first_scheduled is not None
-        assert (await engine.embed("fake", [[1, 2, 3]], RAW))[0].vector == queue.embedding
+        assert stream.finish_reason is FinishReason.STOP
+        assert stream.num_output_tokens == 0
+        assert stream.times.first_scheduled is not None
+        assert (await engine.embed("fake", [[1, 2, 3]], RAW))[0].vector == stream.embedding
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ async def test_a_prompt_that_must_come_whole(start_engine):
 async def test_a_model_that_only_embeds_generates_nothing(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, generates=False)) as engine:
         with pytest.raises(NotSupported, match="'fake' gives embeddings and generates no text"):
-            engine.start_request("fake", [1])
+            await engine.start_request("fake", [1])
         assert len(await engine.embed("fake", [[1]])) == 1
 
 
@@ -127,12 +131,12 @@ async def test_a_failure_is_told_and_nothing_is_left_running(start_engine):
 async def test_leaving_cancels(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.05)) as engine:
         task = asyncio.create_task(engine.embed("fake", [[n] * 512 for n in range(8)]))
-        await until(lambda: engine.get_as_engine_stat("fake").running)
+        await until(lambda: engine.stats("fake").running)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wait_for(engine.sync_request("fake"), HANG_SECONDS)
-        assert engine.get_as_engine_stat("fake").running == 0
+        assert engine.stats("fake").running == 0
 
 
 def test_from_a_thread():
@@ -143,6 +147,13 @@ def test_from_a_thread():
 
 
 def _embedded(engine):
-    handle, queue = engine.start_embedding("fake", [1, 2], RAW)
+    handle, stream = engine.start_embedding("fake", [1, 2], RAW)
     engine.sync_request("fake", handle)
-    return queue.embedding
+    return stream.embedding
+
+
+async def test_as_many_inputs_as_openai_allows_fit_a_queue_of_1024_requests(start_engine):
+    async with start_engine(max_queued_requests=1024) as engine:
+        found = await engine.embed("fake", [[1, 2, n % 200] for n in range(2048)], RAW)
+        assert len(found) == 2048
+        assert found[3] == (await engine.embed("fake", [[1, 2, 3]], RAW))[0]

@@ -5,11 +5,12 @@ import gc
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
 from millstream.backends.fake import FakeBackend
-from millstream.engine import Engine, FinishReason, GenerateRequestStatus, ModelConfig, SamplingParams
+from millstream.engine import Engine, FinishReason, ModelConfig, SamplingParams
 from millstream.errors import ModelStateError
 
 from ..waiting import HANG_SECONDS
@@ -32,14 +33,8 @@ def test_threads_share_one_engine(engine):
     results = {}
 
     def use(index):
-        handle, queue = engine.start_request("fake", f"prompt {index % 3}", params(20))
-        ids = []
-        while queue.GenerateStatus() in (
-            GenerateRequestStatus.Init,
-            GenerateRequestStatus.ContextFinished,
-            GenerateRequestStatus.Generating,
-        ):
-            ids += queue.Get().ids_from_generate
+        handle, stream = engine.start_request("fake", f"prompt {index % 3}", params(20))
+        ids = [token for output in stream for token in output.token_ids]
         engine.release_request("fake", handle)
         results[index] = ids
 
@@ -54,27 +49,27 @@ def test_threads_share_one_engine(engine):
 
 
 def test_several_texts_and_sync_of_all(engine):
-    started = engine.start_request_text("fake", ["a", "bb"], params(5))
+    started = engine.start_requests("fake", ["a", "bb"], params(5))
     engine.sync_request("fake")
-    assert [queue.finish_reason for _, queue in started] == [FinishReason.LENGTH] * 2
+    assert [stream.finish_reason for _, stream in started] == [FinishReason.LENGTH] * 2
 
 
 def test_reading_with_a_timeout_loses_nothing(engine):
-    _, queue = engine.start_request("fake", "x", params(30))
+    _, stream = engine.start_request("fake", "x", params(30))
     ids = []
-    while queue.finish_reason is None or ids == []:
-        elements = queue.GetWithTimeout(1)
-        ids += elements.ids_from_generate if elements is not None else []
-    ids += queue.GetNoWait().ids_from_generate
+    while stream.finish_reason is None or ids == []:
+        with suppress(TimeoutError):
+            ids += stream.get(timeout=0.001).token_ids
+    ids += stream.get_nowait().token_ids
     assert len(ids) == 30
-    assert queue.GetNoWait().ids_from_generate == []
-    assert queue.Get().ids_from_generate == []
+    assert stream.get_nowait().token_ids == []
+    assert stream.get().token_ids == []
 
 
 def test_coroutines_of_another_loop_can_read(engine):
     async def read():
-        _, queue = engine.start_request("fake", "x", params(10))
-        return [token async for elements in queue for token in elements.ids_from_generate]
+        _, stream = engine.start_request("fake", "x", params(10))
+        return [token async for elements in stream for token in elements.token_ids]
 
     assert len(asyncio.run(read())) == 10
 
@@ -83,10 +78,10 @@ def test_close_ends_what_is_running_and_may_be_called_twice():
     engine = Engine()
     engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.002)))
     engine.start_model("fake")
-    _, queue = engine.start_request("fake", "x", params(400))
+    _, stream = engine.start_request("fake", "x", params(400))
     engine.close()
     engine.close()
-    assert queue.finish_reason is FinishReason.CANCELLED
+    assert stream.finish_reason is FinishReason.CANCELLED
 
 
 def test_progress_tells_what_is_being_done():
@@ -107,8 +102,8 @@ from millstream.backends.fake import FakeBackend
 engine = Engine()
 engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.001)))
 engine.start_model("fake")
-handle, queue = engine.start_request("fake", "x", SamplingParams(max_new_tokens=4000))
-queue.Get()
+handle, stream = engine.start_request("fake", "x", SamplingParams(max_new_tokens=4000))
+stream.get()
 print("done")
 """
     command = [sys.executable, "-c", code]
@@ -120,8 +115,17 @@ def test_a_dropped_engine_ends_its_thread():
     engine = Engine()
     engine.install_model(ModelConfig(model="fake", backend=FakeBackend(step_time=0.001)))
     engine.start_model("fake")
-    _, queue = engine.start_request("fake", "x", params(4000))
+    _, stream = engine.start_request("fake", "x", params(4000))
     del engine
     gc.collect()
-    assert queue.wait_finished(10)
-    assert queue.finish_reason is FinishReason.CANCELLED
+    assert stream.wait_finished(10)
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
+def test_leaving_the_loop_over_outputs_ends_the_request(engine):
+    outputs = list(engine.generate_iterator("fake", "x", params(5)))
+    assert sum(len(output.token_ids) for output in outputs) == 5
+    for _ in engine.generate_iterator("fake", "x", params(500)):
+        break
+    engine.sync_request("fake")
+    assert engine.stats("fake").finished[FinishReason.CANCELLED] == 1

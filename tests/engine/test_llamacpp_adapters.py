@@ -3,7 +3,7 @@
 import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
-from millstream.engine import AsyncEngine, ModelConfig, SamplingParams
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions, SamplingParams
 from millstream.errors import AdapterNotFound, ModelFormatError
 
 pytest.importorskip("llama_cpp")
@@ -55,15 +55,15 @@ async def engine():
 
 async def answers(engine, wanted):
     params = SamplingParams(temperature=0, max_new_tokens=COUNT, ignore_eos=True)
-    queues = [
-        engine.start_request_ids("m", PROMPTS[k], params, detokenize=False, adapter=name)[1]
+    streams = [
+        (await engine.start_request("m", PROMPTS[k], params, RequestOptions(detokenize=False, adapter=name)))[
+            1
+        ]
         for name, k in wanted
     ]
-    for queue in queues:
-        await queue.await_finished()
-    return [queue.Get().ids_from_generate for queue in queues], sum(
-        queue.prefix_cache_len for queue in queues
-    )
+    for stream in streams:
+        await stream.await_finished()
+    return [stream.get().token_ids for stream in streams], sum(stream.num_cached_tokens for stream in streams)
 
 
 async def test_requests_under_all_adapters_at_once(engine, adapters, expected):

@@ -65,7 +65,7 @@ async def test_an_encoder_in_the_engine(bert):
         assert error(found, [hidden_states(model, prompt).mean(0) for prompt in prompts]) < TOLERANCE
         firsts = await engine.embed("m", prompts[:5], PoolingParams(pooling=Pooling.CLS, normalize=False))
         assert error(firsts, [hidden_states(model, prompt)[0] for prompt in prompts[:5]]) < TOLERANCE
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_texts_get_the_tokens_that_the_encoder_was_made_for(bert):
@@ -76,7 +76,7 @@ async def test_texts_get_the_tokens_that_the_encoder_was_made_for(bert):
         assert found.num_tokens == 5
         assert hypot(*found.vector) == pytest.approx(1)
         with pytest.raises(NotSupported, match="gives embeddings and generates no text"):
-            engine.start_request("m", "hello", SamplingParams())
+            await engine.start_request("m", "hello", SamplingParams())
         with pytest.raises(InvalidArgument, match="dimensions is 65; allowed: 1 to 64"):
             await engine.embed("m", [ids], PoolingParams(dimensions=65))
         with pytest.raises(LimitExceeded):
@@ -104,7 +104,7 @@ async def test_a_causal_model_in_the_engine(causal, num_blocks):
         assert error([each for (each,) in found], alone) < TOLERANCE
         assert error(await engine.embed("m", prompts), last) < TOLERANCE
         assert error(last, alone) > 0.1
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_a_chat_model_gives_embeddings_and_the_same_texts_beside_them():
@@ -115,15 +115,15 @@ async def test_a_chat_model_gives_embeddings_and_the_same_texts_beside_them():
     async with running("pyhelp-bf16", **config) as engine:
         alone = []
         for prompt in prompts[:4]:
-            _, queue = engine.start_request("m", prompt, params)
-            await queue.await_finished()
-            alone.append(queue.Get().ids_from_generate)
+            _, stream = await engine.start_request("m", prompt, params)
+            await stream.await_finished()
+            alone.append(stream.get().token_ids)
         vectors = [(await engine.embed("m", [prompt], mean))[0] for prompt in prompts]
-        queues = [engine.start_request("m", prompt, params)[1] for prompt in prompts[:4]]
+        streams = [(await engine.start_request("m", prompt, params))[1] for prompt in prompts[:4]]
         found = await engine.embed("m", prompts, mean)
         last = await engine.embed("m", prompts, RAW)
-        await asyncio.gather(*(queue.await_finished() for queue in queues))
-        assert [queue.Get().ids_from_generate for queue in queues] == alone
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        await asyncio.gather(*(stream.await_finished() for stream in streams))
+        assert [stream.get().token_ids for stream in streams] == alone
+        assert engine.stats("m").held_blocks == 0
     assert error(found, vectors) < TOLERANCE
     assert error(last, vectors) > 0.1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from millstream.backends.bundled import BUNDLED_MODELS, PYHELP
-from millstream.engine import AsyncEngine, FinishReason, ModelConfig, SamplingParams
+from millstream.engine import AsyncEngine, FinishReason, ModelConfig, RequestOptions, SamplingParams
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -111,21 +111,23 @@ async def running(**config):
         yield engine, backend.worker
 
 
-def start(engine, prompt, count, **params):
+async def start(engine, prompt, count, **params):
     asked = SamplingParams(temperature=0, max_new_tokens=count, **params)
-    return engine.start_request_ids("m", prompt, asked, detokenize=False)
+    return await engine.start_request("m", prompt, asked, RequestOptions(detokenize=False))
 
 
-async def tokens_of(queue):
-    await queue.await_finished()
-    assert queue.finish_reason in (FinishReason.STOP, FinishReason.LENGTH), queue.error
-    return queue.Get().ids_from_generate
+async def tokens_of(stream):
+    await stream.await_finished()
+    assert stream.finish_reason in (FinishReason.STOP, FinishReason.LENGTH), stream.error
+    return stream.get().token_ids
 
 
 async def answers(engine, wanted):
     """Tokens of all requests, run at once, and the number of their prompt tokens that were cached."""
-    queues = [start(engine, prompt, count)[1] for prompt, count in wanted]
-    return [await tokens_of(queue) for queue in queues], sum(queue.prefix_cache_len for queue in queues)
+    streams = [(await start(engine, prompt, count))[1] for prompt, count in wanted]
+    return [await tokens_of(stream) for stream in streams], sum(
+        stream.num_cached_tokens for stream in streams
+    )
 
 
 @pytest.mark.parametrize(("budget", "seats"), BUDGETS)
@@ -137,7 +139,7 @@ async def test_streams_give_the_tokens_of_a_plain_loop(expected, budget, seats):
         outputs, cached = await answers(engine, requests()[::-1])
         assert outputs == expected[::-1]
         assert cached > 0
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
         assert worker.map_stats.continued + worker.map_stats.copied > 0
 
 
@@ -148,7 +150,7 @@ async def test_one_memory_gives_them_with_preemption(expected, budget, seats):
         assert not worker.streams
         outputs, _ = await answers(engine, requests())
         assert outputs == expected
-        stats = engine.get_as_engine_stat("m")
+        stats = engine.stats("m")
         assert stats.preemptions > 0
         assert stats.held_blocks == 0
 
@@ -182,8 +184,8 @@ async def test_samples_are_copies_of_their_prompt(expected):
     index = max(range(32), key=lambda i: (requests()[i][1], len(requests()[i][0])))
     prompt, count = requests()[index]
     async with running() as (engine, worker):
-        handle, _ = start(engine, prompt, count, n=6)
-        assert [await tokens_of(queue) for queue in handle.queues] == [expected[index]] * 6
+        handle, _ = await start(engine, prompt, count, n=6)
+        assert [await tokens_of(stream) for stream in handle.streams] == [expected[index]] * 6
         assert worker.map_stats.copied >= 5
 
 
@@ -191,15 +193,17 @@ async def test_samples_are_copies_of_their_prompt(expected):
 async def test_cancelled_requests_leave_the_others_alone(expected, num_blocks):
     async with running(num_blocks=num_blocks, max_num_batched_tokens=64) as (engine, _):
         for _ in range(2):
-            doomed = [start(engine, prompt[:90], 150, ignore_eos=True) for prompt, _ in requests()[1::3]]
-            queues = [start(engine, prompt, count)[1] for prompt, count in requests()]
-            for handle, queue in doomed:
-                async for _ in queue:
+            doomed = [
+                await start(engine, prompt[:90], 150, ignore_eos=True) for prompt, _ in requests()[1::3]
+            ]
+            streams = [(await start(engine, prompt, count))[1] for prompt, count in requests()]
+            for handle, stream in doomed:
+                async for _ in stream:
                     break
                 engine.stop_request("m", handle)
-            assert [await tokens_of(queue) for queue in queues] == expected
+            assert [await tokens_of(stream) for stream in streams] == expected
         await asyncio.sleep(0)
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_with_batch_invariant_twenty_requests_give_the_same_tokens_alone_and_together():

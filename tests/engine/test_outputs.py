@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.backends.fake import CharacterTokenizer
-from millstream.engine.outputs import Output, StopStrings
-from millstream.engine.result_queue import ResultQueue
+from millstream.engine.output_stream import OutputStream
+from millstream.engine.outputs import OutputState, StopStrings
 from millstream.scheduler import Request, SamplingParams
 
 words = st.text(alphabet="ab", min_size=1, max_size=4)
@@ -38,7 +38,7 @@ def test_stop_strings_agree_with_a_search_of_the_whole_text(text, stops, data):
 
 
 def text_of(tokens, **params):
-    """Output text of a request whose worker gives these tokens."""
+    """OutputState text of a request whose worker gives these tokens."""
     request = Request(
         1,
         [1],
@@ -48,7 +48,7 @@ def text_of(tokens, **params):
         cache_root=b"",
         eos_token_ids=(94,),
     )
-    output = Output(request, ResultQueue(prompt_length=1), CharacterTokenizer(200, (94,)).stream())
+    output = OutputState(request, OutputStream(num_prompt_tokens=1), CharacterTokenizer(200, (94,)).stream())
     text = ""
     for token in tokens:
         request.finish_reason = request.advance(token)

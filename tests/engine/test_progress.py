@@ -25,48 +25,48 @@ class Blocker:
         assert self.go_on.wait(HANG_SECONDS)
 
 
-def start(engine, **params):
+async def start(engine, **params):
     params = SamplingParams(temperature=0, **{"max_new_tokens": 3, **params})
-    return engine.start_request_ids("fake", [1, 2, 3], params)[1]
+    return (await engine.start_request("fake", [1, 2, 3], params))[1]
 
 
 async def test_a_step_that_does_not_end_is_seen_and_ends_with_the_step(start_engine):
     blocker = Blocker()
     backend = FakeBackend(vocab_size=200, on_batch=blocker)
     async with start_engine(backend, warmup=False) as engine:
-        assert engine.get_as_engine_stat("fake").stalled_seconds == 0
+        assert engine.stats("fake").stalled_seconds == 0
         before = monotonic()
-        queue = start(engine)
+        stream = await start(engine)
         await asyncio.to_thread(blocker.entered.wait, HANG_SECONDS)
-        first = engine.get_as_engine_stat("fake").stalled_seconds
+        first = engine.stats("fake").stalled_seconds
         await asyncio.sleep(0.01)
-        second = engine.get_as_engine_stat("fake").stalled_seconds
+        second = engine.stats("fake").stalled_seconds
         assert 0 < first < second <= monotonic() - before
         blocker.go_on.set()
-        await queue.await_finished()
-        while engine.get_as_engine_stat("fake").stalled_seconds:
+        await stream.await_finished()
+        while engine.stats("fake").stalled_seconds:
             await asyncio.sleep(0)
-        assert queue.finish_reason is FinishReason.LENGTH
+        assert stream.finish_reason is FinishReason.LENGTH
 
 
 async def test_work_that_waits_for_the_loop_counts_from_its_posting(start_engine):
     async with start_engine() as engine:
-        start(engine)
+        await start(engine)
         # No step can have begun: the loop has not had its turn.
-        assert engine.get_as_engine_stat("fake").stalled_seconds > 0
+        assert engine.stats("fake").stalled_seconds > 0
         await engine.sync_request("fake")
 
 
 async def test_a_model_whose_steps_end_is_not_stalled_though_it_never_rests(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.002)) as engine:
         before = monotonic()
-        queue = start(engine, max_new_tokens=60, ignore_eos=True)
-        await queue.aget()
-        while len(queue.GetNoWait().ids_from_generate) < 1:
+        stream = await start(engine, max_new_tokens=60, ignore_eos=True)
+        await stream.aget()
+        while len(stream.get_nowait().token_ids) < 1:
             await asyncio.sleep(0.001)
         for _ in range(10):
-            await queue.aget()
-        assert engine.get_as_engine_stat("fake").stalled_seconds < monotonic() - before - 0.01
+            await stream.aget()
+        assert engine.stats("fake").stalled_seconds < monotonic() - before - 0.01
 
 
 async def test_a_loop_that_has_failed_says_so(start_engine, monkeypatch):
@@ -74,25 +74,25 @@ async def test_a_loop_that_has_failed_says_so(start_engine, monkeypatch):
         raise RuntimeError("a bug")
 
     async with start_engine() as engine:
-        assert engine.get_as_engine_stat("fake").failure is None
+        assert engine.stats("fake").failure is None
         monkeypatch.setattr(Scheduler, "schedule", fail)
-        queue = start(engine)
-        await queue.await_finished()
-        assert queue.finish_reason is FinishReason.ERROR
-        stats = engine.get_as_engine_stat("fake")
+        stream = await start(engine)
+        await stream.await_finished()
+        assert stream.finish_reason is FinishReason.ERROR
+        stats = engine.stats("fake")
         assert "a bug" in stats.failure and stats.stalled_seconds == 0
         with pytest.raises(ModelStateError, match="a bug"):
-            start(engine)
+            await start(engine)
 
 
 async def test_all_requests_of_a_model_can_be_cancelled(start_engine):
     async with start_engine(FakeBackend(vocab_size=200, step_time=0.001), max_num_seqs=2) as engine:
-        queues = [start(engine, max_new_tokens=400, ignore_eos=True) for _ in range(5)]
-        await queues[0].aget()
+        streams = [await start(engine, max_new_tokens=400, ignore_eos=True) for _ in range(5)]
+        await streams[0].aget()
         engine.cancel_requests("fake")
         await engine.sync_request("fake")
-        assert {queue.finish_reason for queue in queues} == {FinishReason.CANCELLED}
-        again = start(engine)
+        assert {stream.finish_reason for stream in streams} == {FinishReason.CANCELLED}
+        again = await start(engine)
         await again.await_finished()
         assert again.finish_reason is FinishReason.LENGTH
         with pytest.raises(ModelNotFound):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from millstream.backends.fake import FakeBackend
-from millstream.engine import AsyncEngine, ModelConfig, RequestState, SamplingParams
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions, RequestState, SamplingParams
 from millstream.engine.snapshot import MAX_CELLS, MAX_ROWS, block_map
 from millstream.kvcache import BlockState
 
@@ -66,8 +66,8 @@ async def test_rows_follow_a_request_from_the_queue_to_its_end(start_engine):
         backend, max_num_seqs=1, max_num_batched_tokens=32, block_size=16, warmup=False
     ) as engine:
         params = SamplingParams(temperature=0, max_new_tokens=3)
-        engine.start_request_ids("fake", list(range(40)), params, tenant="a", priority=1)
-        engine.start_request_ids("fake", list(range(10)), params, tenant="b")
+        await engine.start_request("fake", list(range(40)), params, RequestOptions(tenant="a", priority=1))
+        await engine.start_request("fake", list(range(10)), params, RequestOptions(tenant="b"))
         await gate.entered.acquire()
 
         snapshot = engine.snapshot("fake")
@@ -100,9 +100,9 @@ async def test_preempted_request_is_told_from_a_queued_one(start_engine):
     seen = set()
     async with start_engine(num_blocks=8, max_length=120, block_size=16) as engine:
         params = SamplingParams(temperature=0, max_new_tokens=60)
-        queues = [engine.start_request_ids("fake", [i] * 40, params)[1] for i in range(2)]
-        for queue in queues:
-            async for _ in queue:
+        streams = [(await engine.start_request("fake", [i] * 40, params))[1] for i in range(2)]
+        for stream in streams:
+            async for _ in stream:
                 seen.update(row.state for row in engine.snapshot("fake").requests)
     assert RequestState.PREEMPTED in seen
 
@@ -111,7 +111,7 @@ async def test_only_so_many_requests_have_rows(start_engine):
     gate = Gate()
     async with start_engine(FakeBackend(vocab_size=200, on_batch=gate), warmup=False) as engine:
         for _ in range(MAX_ROWS + 9):
-            engine.start_request_ids("fake", [1, 2, 3], SamplingParams(max_new_tokens=1))
+            await engine.start_request("fake", [1, 2, 3], SamplingParams(max_new_tokens=1))
         await gate.entered.acquire()
         snapshot = engine.snapshot("fake")
         assert len(snapshot.requests) == MAX_ROWS
@@ -125,7 +125,9 @@ async def test_rows_of_other_tenants_tell_state_and_blocks_alone(start_engine):
     gate = Gate()
     async with start_engine(FakeBackend(vocab_size=200, on_batch=gate), warmup=False) as engine:
         for tenant in ("mine", "theirs"):
-            engine.start_request_ids("fake", [7] * 20, SamplingParams(max_new_tokens=1), tenant=tenant)
+            await engine.start_request(
+                "fake", [7] * 20, SamplingParams(max_new_tokens=1), RequestOptions(tenant=tenant)
+            )
         await gate.entered.acquire()
         mine, theirs = engine.snapshot("fake").seen_by("mine").requests
         gate.open.release(100)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from millstream.backends.fake import FakeBackend
-from millstream.engine import SamplingParams
+from millstream.engine import RequestOptions, SamplingParams
 from millstream.errors import AdapterInUse
 
 
@@ -53,11 +53,12 @@ async def test_many_threads_submit_while_the_loop_looks_at_what_is_live(start_en
     params = SamplingParams(temperature=0, max_new_tokens=2)
 
     def submit(engine):
-        return [engine.start_request("fake", [1, 2, 3], params) for _ in range(1000)]
+        intake = engine.installed("fake").intake()
+        return [intake.start_requests([[1, 2, 3]], params, RequestOptions())[0] for _ in range(1000)]
 
     async with gated_engine(start_engine) as (engine, gate):
         await engine.load_adapter("fake", "a", ".")
-        engine.start_request("fake", [1], params, adapter="a")
+        await engine.start_request("fake", [1], params, RequestOptions(adapter="a"))
         with ThreadPoolExecutor(4) as threads:
             submitting = [threads.submit(submit, engine) for _ in range(4)]
             while not all(thread.done() for thread in submitting):
@@ -80,10 +81,10 @@ async def test_what_is_still_in_the_inbox_counts_as_live(start_engine, end):
     params = SamplingParams(temperature=0, max_new_tokens=1)
     async with gated_engine(start_engine) as (engine, gate):
         await engine.load_adapter("fake", "a", ".")
-        first, _ = engine.start_request("fake", [1], params)
+        first, _ = await engine.start_request("fake", [1], params)
         await asyncio.to_thread(gate.entered.wait)
         # A step is under way, so this one stays in the inbox.
-        second, _ = engine.start_request("fake", [2], params, adapter="a")
+        second, _ = await engine.start_request("fake", [2], params, RequestOptions(adapter="a"))
         if end == "unload":
             with pytest.raises(AdapterInUse):
                 await engine.unload_adapter("fake", "a")
@@ -95,16 +96,16 @@ async def test_what_is_still_in_the_inbox_counts_as_live(start_engine, end):
         await ending
         assert first.finished
         assert second.finished
-        assert second.queue.GeneratedLength() == 1
+        assert second.stream.num_output_tokens == 1
 
 
 async def test_cancelling_all_reaches_what_is_still_in_the_inbox(start_engine):
     params = SamplingParams(temperature=0, max_new_tokens=100)
     async with gated_engine(start_engine) as (engine, gate):
-        first, _ = engine.start_request("fake", [1], params)
+        first, _ = await engine.start_request("fake", [1], params)
         await asyncio.to_thread(gate.entered.wait)
-        second, _ = engine.start_request("fake", [2], params)
+        second, _ = await engine.start_request("fake", [2], params)
         engine.cancel_requests("fake")
         gate.open.set()
         await engine.sync_request("fake")
-        assert [first.queue.finish_reason.value, second.queue.finish_reason.value] == ["cancelled"] * 2
+        assert [first.stream.finish_reason.value, second.stream.finish_reason.value] == ["cancelled"] * 2

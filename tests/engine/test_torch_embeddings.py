@@ -60,8 +60,8 @@ def vectors(found):
     return [each.vector for each in found]
 
 
-async def ids_of(queue):
-    return [token for elements in [each async for each in queue] for token in elements.ids_from_generate]
+async def ids_of(stream):
+    return [token for output in [each async for each in stream] for token in output.token_ids]
 
 
 async def test_a_generating_model(pyhelp):
@@ -74,7 +74,7 @@ async def test_a_generating_model(pyhelp):
         assert error(vectors(mean), expected_of(pyhelp, prompts, Pooling.MEAN)) < TOLERANCE
         (text,) = await engine.embed("m", ["What does os.path.join do?"])
         assert hypot(*text.vector) == pytest.approx(1)
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_texts_are_the_same_beside_embeddings(pyhelp):
@@ -84,12 +84,12 @@ async def test_texts_are_the_same_beside_embeddings(pyhelp):
     async with running("pyhelp", max_length=256, max_num_batched_tokens=48) as engine:
         alone = []
         for prompt in prompts:
-            _, queue = engine.start_request("m", prompt, params)
-            alone.append(await ids_of(queue))
-        queues = [engine.start_request("m", prompt, params)[1] for prompt in prompts]
+            _, stream = await engine.start_request("m", prompt, params)
+            alone.append(await ids_of(stream))
+        streams = [(await engine.start_request("m", prompt, params))[1] for prompt in prompts]
         found = await engine.embed("m", prompts, MEAN)
         last = await engine.embed("m", prompts, RAW)
-        assert [await ids_of(queue) for queue in queues] == alone
+        assert [await ids_of(stream) for stream in streams] == alone
     assert error(vectors(found), expected_of(pyhelp, prompts, Pooling.MEAN)) < TOLERANCE
     assert error(vectors(last), expected_of(pyhelp, prompts, Pooling.LAST)) < TOLERANCE
 
@@ -102,12 +102,14 @@ async def test_preempted_in_its_prompt_by_texts_that_grow(pooling, pyhelp):
     config = {"max_length": 256, "max_num_batched_tokens": 6, "max_num_seqs": 4, "num_blocks": 19}
     async with running("pyhelp", **config) as engine:
         params = SamplingParams(temperature=0, max_new_tokens=40, ignore_eos=True)
-        queues = [engine.start_request("m", text, params)[1] for text in texts]
-        handle, queue = engine.start_embedding("m", prompt, PoolingParams(pooling=pooling, normalize=False))
-        await asyncio.gather(*(each.await_finished() for each in (*queues, queue)))
+        streams = [(await engine.start_request("m", text, params))[1] for text in texts]
+        handle, stream = await engine.start_embedding(
+            "m", prompt, PoolingParams(pooling=pooling, normalize=False)
+        )
+        await asyncio.gather(*(each.await_finished() for each in (*streams, stream)))
         assert handle.requests[0].num_preemptions > 0
-        assert engine.get_as_engine_stat("m").held_blocks == 0
-    assert error(queue.embedding, pooled(hidden_states(pyhelp, prompt), pooling)) < TOLERANCE
+        assert engine.stats("m").held_blocks == 0
+    assert error(stream.embedding, pooled(hidden_states(pyhelp, prompt), pooling)) < TOLERANCE
 
 
 async def test_an_encoder(encoder):
@@ -119,8 +121,8 @@ async def test_an_encoder(encoder):
         first = await engine.embed("m", prompts, PoolingParams(pooling=Pooling.CLS, normalize=False))
         assert error(vectors(first), expected_of(model, prompts, Pooling.CLS)) < TOLERANCE
         with pytest.raises(NotSupported, match="gives embeddings and generates no text"):
-            engine.start_request("m", [5], SamplingParams())
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+            await engine.start_request("m", [5], SamplingParams())
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_lengths_that_do_not_fit(encoder):
@@ -145,18 +147,18 @@ async def test_cancelled_on_the_way(kind, encoder, pyhelp):
     prompts = prompts_of(vocab_size, 12, LENGTH)
     config = {"max_length": LENGTH, "max_num_batched_tokens": LENGTH, "max_num_seqs": 2}
     async with running(path, **config) as engine:
-        handle, queue = engine.start_embedding("m", prompts[0], RAW)
+        handle, stream = await engine.start_embedding("m", prompts[0], RAW)
         task = asyncio.create_task(engine.embed("m", prompts[1:], MEAN))
         await asyncio.sleep(0)
         engine.stop_request("m", handle)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await queue.await_finished()
-        assert queue.finish_reason in (FinishReason.CANCELLED, FinishReason.STOP)
+        await stream.await_finished()
+        assert stream.finish_reason in (FinishReason.CANCELLED, FinishReason.STOP)
         found = await engine.embed("m", prompts, MEAN)
         assert error(vectors(found), expected_of(model, prompts, Pooling.MEAN)) < TOLERANCE
-        assert engine.get_as_engine_stat("m").held_blocks == 0
+        assert engine.stats("m").held_blocks == 0
 
 
 async def test_what_the_folder_says_is_the_default(tmp_path):
@@ -208,10 +210,10 @@ async def test_a_folder_without_normalisation_is_not_normalised(tmp_path):
 async def test_a_last_state_is_computed_behind_a_cached_prefix(pyhelp):
     prompt = prompts_of(4096, 1, 1)[0] * 100
     async with running("pyhelp", max_length=256) as engine:
-        await engine.start_request("m", prompt, SamplingParams(max_new_tokens=1))[1].await_finished()
+        await (await engine.start_request("m", prompt, SamplingParams(max_new_tokens=1)))[1].await_finished()
         for params, computed in ((RAW, 4), (MEAN, 100)):
-            before = engine.get_as_engine_stat("m").prompt_tokens
+            before = engine.stats("m").prompt_tokens
             found = await engine.embed("m", [prompt], params)
-            assert engine.get_as_engine_stat("m").prompt_tokens - before == computed
+            assert engine.stats("m").prompt_tokens - before == computed
             pooling = params.pooling or Pooling.LAST
             assert error(vectors(found), expected_of(pyhelp, [prompt], pooling)) < TOLERANCE

@@ -8,7 +8,7 @@ import torch
 
 from millstream.backends.bundled import PYHELP
 from millstream.backends.native import Missing, levels
-from millstream.engine import AsyncEngine, FinishReason, ModelConfig, SamplingParams
+from millstream.engine import AsyncEngine, FinishReason, ModelConfig, RequestOptions, SamplingParams
 
 from ..backends.torch.checkpoints import VOCAB, greedy, save_checkpoint
 from ..backends.torch.modules.test_model import CASES, make_model
@@ -44,16 +44,16 @@ def requests(vocab_size, longest, seed=3):
 
 async def answers(engine, wanted, **params):
     """Tokens of all requests, run at once, and the number of their prompt tokens that were cached."""
-    queues = []
+    streams = []
     for prompt, count in wanted:
         asked = SamplingParams(**{"temperature": 0, "ignore_eos": True, "max_new_tokens": count, **params})
-        queues.append(engine.start_request_ids("m", prompt, asked, detokenize=False)[1])
+        streams.append((await engine.start_request("m", prompt, asked, RequestOptions(detokenize=False)))[1])
     outputs, cached = [], 0
-    for queue in queues:
-        await queue.await_finished()
-        assert queue.finish_reason is FinishReason.LENGTH, queue.error
-        outputs.append(queue.Get().ids_from_generate)
-        cached += queue.prefix_cache_len
+    for stream in streams:
+        await stream.await_finished()
+        assert stream.finish_reason is FinishReason.LENGTH, stream.error
+        outputs.append(stream.get().token_ids)
+        cached += stream.num_cached_tokens
     return outputs, cached
 
 
@@ -75,7 +75,7 @@ async def check_engine(folder, wanted, expected, num_blocks):
             )
             await engine.start_model("m")
             assert (await answers(engine, wanted))[0] == expected
-            stats = engine.get_as_engine_stat("m")
+            stats = engine.stats("m")
             assert stats.preemptions > 0
             assert stats.held_blocks == 0
             # One after the other, so that nothing takes the blocks away in between.
@@ -157,18 +157,18 @@ async def test_logprobs_are_those_of_the_reference():
             top_logprobs=3,
             prompt_logprobs=0,
         )
-        handle, queue = engine.start_request_ids("m", prompt, params)
+        handle, stream = await engine.start_request("m", prompt, params)
         await engine.sync_request("m", handle)
-        elements = queue.Get()
+        output = stream.get()
     with torch.inference_mode():
-        ids = torch.tensor([prompt + elements.ids_from_generate])
+        ids = torch.tensor([prompt + output.token_ids])
         table = model(ids).logits[0].log_softmax(-1)
-    for step, token in enumerate(elements.ids_from_generate):
+    for step, token in enumerate(output.token_ids):
         row = table[len(prompt) - 1 + step]
-        assert elements.token_logprobs_list[step] == pytest.approx(row[token].item(), abs=1e-3)
+        assert output.logprobs[step].logprob == pytest.approx(row[token].item(), abs=1e-3)
         best = row.topk(3)
-        assert [t for t, _ in elements.log_probs_list[step]] == best.indices.tolist()
-    given = [entry.logprob for entry in queue.prompt_logprobs[1:]]
+        assert [t for t, _ in output.logprobs[step].top] == best.indices.tolist()
+    given = [entry.logprob for entry in stream.prompt_logprobs[1:]]
     expected = [table[i, token].item() for i, token in enumerate(prompt[1:])]
     assert given == pytest.approx(expected, abs=1e-3)
 
@@ -192,12 +192,13 @@ async def test_logprobs_of_a_cached_prompt(quantization):
         await engine.start_model("m")
         for cached in (0, 48):
             asked = SamplingParams(temperature=0, ignore_eos=True, max_new_tokens=8, logprobs=True)
-            _, queue = engine.start_request_ids("m", prompt, asked)
-            await queue.await_finished()
-            assert queue.prefix_cache_len == cached
-            rows.append(queue.Get())
+            _, stream = await engine.start_request("m", prompt, asked)
+            await stream.await_finished()
+            assert stream.num_cached_tokens == cached
+            rows.append(stream.get())
     cold, warm = rows
-    assert warm.ids_from_generate == cold.ids_from_generate
+    assert warm.token_ids == cold.token_ids
     noise = LOGPROB_NOISE[quantization]
-    assert len(cold.token_logprobs_list) == 8
-    assert warm.token_logprobs_list == pytest.approx(cold.token_logprobs_list, abs=noise, rel=0)
+    assert len(cold.logprobs) == 8
+    expected = [entry.logprob for entry in cold.logprobs]
+    assert [entry.logprob for entry in warm.logprobs] == pytest.approx(expected, abs=noise, rel=0)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from millstream.backends.fake import FakeWorker
 from millstream.backends.worker import Adapter, WorkerSpec
-from millstream.errors import InvalidArgument, LimitExceeded, QueueFull
+from millstream.errors import InvalidArgument
 from millstream.kvcache import KVCache, root_digest
 from millstream.scheduler import (
     Eviction,
@@ -334,24 +334,6 @@ def test_a_request_larger_than_the_pool_is_interrupted_with_its_tokens():
     assert other.finish_reason is FinishReason.LENGTH
 
 
-def test_prompt_larger_than_the_pool_and_full_queues_are_refused():
-    h = Harness(num_blocks=3, max_queued_requests=2, max_queued_tokens=20)
-    with pytest.raises(LimitExceeded, match="12 tokens; the block pool holds 12"):
-        h.scheduler.check_admissible(12)
-    h.scheduler.check_admissible(10)
-    with pytest.raises(QueueFull, match="at most 2"):
-        h.scheduler.check_admissible(1, samples=3)
-    with pytest.raises(QueueFull, match="at most 20") as caught:
-        h.scheduler.check_admissible(11, samples=2, retry_after=2.5)
-    assert caught.value.retry_after == 2.5
-    h.add([1] * 10)
-    h.add([1] * 2)
-    with pytest.raises(QueueFull):
-        h.scheduler.check_admissible(1)
-    h.step()
-    h.scheduler.check_admissible(1)
-
-
 def test_deadlines_end_requests_in_the_queue_and_in_flight():
     h = Harness(max_num_seqs=1)
     running = h.add([1], tokens=1000, deadline=5.0)
@@ -551,13 +533,6 @@ def test_a_prompt_that_must_come_whole_waits_for_a_step_of_its_own():
     h.run()
     assert all(request.finish_reason is FinishReason.STOP for request in requests)
     assert [[len(chunk.tokens) for chunk in batch.chunks] for batch in h.batches] == [[9], [9, 5], [16], [1]]
-
-
-def test_a_prompt_that_must_come_whole_is_refused_where_no_step_holds_it():
-    h = Harness(chunks_prompts=False)
-    h.scheduler.check_admissible(16, generates=False)
-    with pytest.raises(LimitExceeded, match=r"17 tokens.*at most 16 \(max_num_batched_tokens\)"):
-        h.scheduler.check_admissible(17, generates=False)
 
 
 def test_adapters_that_cannot_mix_take_turns():

@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgspec
 
-from ....engine import EngineStats, ResultQueue
+from ....engine import EngineStats, OutputStream
 from ....engine.histogram import Distribution, Histogram
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
@@ -69,7 +69,7 @@ class ModelRecord:
         """A quantity's values so far."""
         return self._histograms[quantity].snapshot()
 
-    def add(self, tenant: str, queue: ResultQueue, *, counts_prompt: bool) -> None:
+    def add(self, tenant: str, queue: OutputStream, *, counts_prompt: bool) -> None:
         """Book a sample that has ended.
 
         Raises:
@@ -82,21 +82,21 @@ class ModelRecord:
         if record is None:
             record = self.tenants[tenant] = TenantRecord()
         record.finished[reason] += 1
-        record.generated_tokens += queue.GeneratedLength()
+        record.generated_tokens += queue.num_output_tokens
         if counts_prompt:
             record.prompts += 1
-            record.prompt_tokens += queue.prompt_length
-            self._histograms[Quantity.PROMPT_TOKENS].observe(queue.prompt_length)
+            record.prompt_tokens += queue.num_prompt_tokens
+            self._histograms[Quantity.PROMPT_TOKENS].observe(queue.num_prompt_tokens)
         self._observe_times(queue, cancelled=reason is FinishReason.CANCELLED)
 
-    def _observe_times(self, queue: ResultQueue, *, cancelled: bool) -> None:
+    def _observe_times(self, queue: OutputStream, *, cancelled: bool) -> None:
         times, histograms = queue.times, self._histograms
         finished = times.arrival if times.finished is None else times.finished
         scheduled, first, last = times.first_scheduled, times.first_token, times.last_token
         until = finished if scheduled is None else scheduled
         histograms[Quantity.QUEUE_TIME].observe(until - times.arrival)
         if first is not None and last is not None:
-            generated = queue.GeneratedLength()
+            generated = queue.num_output_tokens
             histograms[Quantity.GENERATED_TOKENS].observe(generated)
             histograms[Quantity.TIME_TO_FIRST_TOKEN].observe(first - times.arrival)
             if scheduled is not None:

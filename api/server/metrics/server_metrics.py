@@ -5,7 +5,7 @@ from typing import Literal
 
 from starlette.types import Scope
 
-from ....engine import AsyncEngine, ResultQueue
+from ....engine import AsyncEngine, OutputStream
 from ....version import __version__
 from ..config import ServerConfig
 from ..keys import ADMIN_NAME
@@ -79,7 +79,7 @@ class ServerMetrics:
 
     # Booking
 
-    def request_finished(self, model: str, tenant: str, queue: ResultQueue, *, sample: int = 0) -> None:
+    def request_finished(self, model: str, tenant: str, queue: OutputStream, *, sample: int = 0) -> None:
         """Book one sample of a request, once, when it has ended.
 
         `sample` is its place among the samples of its prompt; the prompt is counted with the first.
@@ -128,7 +128,7 @@ class ServerMetrics:
 
     def _view(self, model: str) -> ModelView:
         continuity = self._continuity.setdefault(model, Continuity())
-        stats = continuity.look(self._engine.get_as_engine_stat(model))
+        stats = continuity.look(self._engine.stats(model))
         return ModelView(model, stats, self._record(model))
 
     def _record(self, model: str) -> ModelRecord:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 from ....backends.worker import Tokenizer
-from ....engine import GeneratedElements
+from ....engine import Output
 from ...handlers import ReasoningSplitter
 from ..logprobs import chat_logprobs
 from ..reasoning import ReasoningTokens, next_piece
@@ -118,9 +118,9 @@ class OutputBuilder:
         """Of the next event."""
         return next(self._numbers)
 
-    def push(self, elements: GeneratedElements) -> Iterator[Event]:
+    def push(self, elements: Output) -> Iterator[Event]:
         """What is new of the output."""
-        self._tokens.push(elements.ids_from_generate)
+        self._tokens.push(elements.token_ids)
         self._take_logprobs(elements)
         piece = next_piece(self._splitter, elements.text, ended=elements.finish_reason is not None)
         if piece.reasoning:
@@ -137,7 +137,7 @@ class OutputBuilder:
             yield from self._say("")
         yield from self._close("completed" if completed else "incomplete")
 
-    def _take_logprobs(self, elements: GeneratedElements) -> None:
+    def _take_logprobs(self, elements: Output) -> None:
         """The answer's tokens alone have theirs in the response."""
         if not self._with_logprobs:
             return

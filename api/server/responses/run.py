@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from time import time
 from typing import Any
 
-from ....engine import GeneratedElements
+from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason, SamplingParams
 from ..generation import Generation
@@ -76,7 +76,7 @@ async def start_response(
             logprobs=(body.top_logprobs or 0) if _wants_logprobs(body) else None,
         )
         options = request_options(body, caller, target.adapter)
-        generation = Generation(service, target, [prompt], params, options)
+        generation = await Generation.start(service, target, [prompt], params, options)
     except InvalidArgument as error:
         if error.parameter != "max_new_tokens":
             raise
@@ -158,11 +158,11 @@ class ResponseRun:
         """The response at its end, whatever that is."""
         queue = self.generation.queues[0]
         await queue.await_finished()
-        return self._end(queue.GetNoWait())
+        return self._end(queue.get_nowait())
 
     def cancelled(self) -> Response:
         """The response as far as it came, for the one who has cancelled it."""
-        for _ in self._output.push(self.generation.queues[0].GetNoWait()):
+        for _ in self._output.push(self.generation.queues[0].get_nowait()):
             pass
         for _ in self._output.end(completed=False):
             pass
@@ -189,7 +189,7 @@ class ResponseRun:
         """The response at its end, for the store."""
         return KeptResponse.of(response, self.conversation.items, self.tenant, self._previous)
 
-    def _end(self, elements: GeneratedElements) -> Response:
+    def _end(self, elements: Output) -> Response:
         for _ in self._output.push(elements):
             pass
         completed = self.generation.queues[0].finish_reason is FinishReason.STOP

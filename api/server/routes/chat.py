@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from ....engine import GeneratedElements
+from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
 from ...handlers import ReasoningSplitter
@@ -86,7 +86,9 @@ async def start_chat(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    generation = Generation(service, target, [prompt], params, request_options(body, caller, target.adapter))
+    generation = await Generation.start(
+        service, target, [prompt], params, request_options(body, caller, target.adapter)
+    )
     return ChatAnswer(body, generation)
 
 
@@ -124,7 +126,7 @@ class AnswerPiece(msgspec.Struct, frozen=True):
     index: int
     reasoning: str
     content: str
-    elements: GeneratedElements
+    elements: Output
 
     @property
     def finish_reason(self) -> FinishName | None:
@@ -181,7 +183,7 @@ class ChatAnswer:
             **more,
         )
 
-    def _choice(self, index: int, elements: GeneratedElements) -> ChatChoice:
+    def _choice(self, index: int, elements: Output) -> ChatChoice:
         text = next_piece(self._splitters[index], elements.text, ended=True)
         queue = self.generation.queues[index]
         message: dict[str, Any] = {"role": "assistant", "content": self._echo + text.content, "refusal": None}
@@ -189,7 +191,7 @@ class ChatAnswer:
             message["reasoning_content"] = text.reasoning
         more: dict[str, Any] = {}
         if self._body.return_token_ids:
-            more["token_ids"] = elements.ids_from_generate
+            more["token_ids"] = elements.token_ids
         return ChatChoice(
             index=index,
             message=AssistantMessage(**message),
@@ -247,7 +249,7 @@ class ChatAnswer:
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((ChatChunkChoice(index, ChatDelta(content=text), None, None),)))
 
-    def _chunk(self, index: int, delta: ChatDelta, elements: GeneratedElements | None = None) -> bytes:
+    def _chunk(self, index: int, delta: ChatDelta, elements: Output | None = None) -> bytes:
         logprobs: dict[str, Any] | None = None
         token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
         finish: FinishName | None = None
@@ -256,7 +258,7 @@ class ChatAnswer:
             if self._body.logprobs:
                 logprobs = chat_logprobs(self._tokenizer, elements).model_dump()
             if self._body.return_token_ids:
-                token_ids = elements.ids_from_generate
+                token_ids = elements.token_ids
             if elements.finish_reason is not None:
                 finish = finish_name(elements.finish_reason)
                 stop = self.generation.queues[index].stop_cause

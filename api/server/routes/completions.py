@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from ....engine import GeneratedElements
+from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
 from ...models import Model
@@ -89,7 +89,9 @@ async def start_completion(
     )
     if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = msgspec.structs.replace(params, prompt_logprobs=body.logprobs)
-    generation = Generation(service, target, prompts, params, request_options(body, caller, target.adapter))
+    generation = await Generation.start(
+        service, target, prompts, params, request_options(body, caller, target.adapter)
+    )
     return CompletionAnswer(body, generation)
 
 
@@ -155,7 +157,7 @@ class CompletionAnswer:
             usage=self.generation.usage(),
         )
 
-    def _choice(self, index: int, elements: GeneratedElements) -> CompletionChoice:
+    def _choice(self, index: int, elements: Output) -> CompletionChoice:
         queue = self.generation.queues[index]
         text, logprobs = self._echo(index)
         if not self._without_output:
@@ -168,7 +170,7 @@ class CompletionAnswer:
         if self._body.prompt_logprobs is not None and index % self.generation.samples == 0:
             more["prompt_logprobs"] = prompt_logprobs(self._tokenizer, prompt, queue.prompt_logprobs)
         if self._body.return_token_ids:
-            more["token_ids"] = [] if self._without_output else elements.ids_from_generate
+            more["token_ids"] = [] if self._without_output else elements.token_ids
             more["prompt_token_ids"] = list(prompt)
         return CompletionChoice(
             index=index,
@@ -216,7 +218,7 @@ class CompletionAnswer:
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((CompletionChunkChoice(index, text, None, None),)))
 
-    def _chunk(self, index: int, elements: GeneratedElements, first: bool) -> bytes:
+    def _chunk(self, index: int, elements: Output, first: bool) -> bytes:
         text, rows = self._echo(index) if first else ("", None)
         if not self._without_output:
             text += elements.text
@@ -232,7 +234,7 @@ class CompletionAnswer:
         prompt_ids: Any = msgspec.UNSET
         scores: Any = msgspec.UNSET
         if self._body.return_token_ids:
-            token_ids = [] if self._without_output else elements.ids_from_generate
+            token_ids = [] if self._without_output else elements.token_ids
             prompt_ids = list(self.generation.prompt_of(index)) if first else msgspec.UNSET
         if first and self._body.prompt_logprobs is not None and index % self.generation.samples == 0:
             entries = self.generation.queues[index].prompt_logprobs

@@ -27,7 +27,8 @@ async def create_embeddings(
     target = target_of(request, service, body.model)
     params = PoolingParams(normalize=body.normalize, dimensions=body.dimensions)
     prompts = await service.texts.run_long(_size(body), _prompts, body, target.served)
-    generation = Generation(service, target, prompts, params, request_options(body, caller, target.adapter))
+    options = request_options(body, caller, target.adapter)
+    generation = await Generation.start(service, target, prompts, params, options)
     note_generation(request, generation)
     with generation:
         vectors = await unless_gone(request, generation.embeddings)

@@ -79,7 +79,7 @@ async def version() -> Version:
 def failure(engine: AsyncEngine, stall_seconds: float) -> str | None:
     """Why the engine is of no use any more; None while it is."""
     for name in engine.models():
-        stats = engine.get_as_engine_stat(name)
+        stats = engine.stats(name)
         if stats.failure is not None:
             return f"the step loop of model {name!r} has ended; the log says why"
         if stats.stalled_seconds > stall_seconds:

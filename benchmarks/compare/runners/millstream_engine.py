@@ -1,4 +1,4 @@
-"""Millstream itself, as a program uses it: an AsyncEngine, and a coroutine that reads each request's queue.
+"""Millstream itself, as a program uses it: an AsyncEngine, and a coroutine that reads each request's stream.
 
 Settings: fields of ModelConfig, before what the job implies.
 """
@@ -7,7 +7,7 @@ import asyncio
 import sys
 from typing import Any
 
-from ....engine import AsyncEngine, FinishReason, ModelConfig, new_event_loop
+from ....engine import AsyncEngine, FinishReason, ModelConfig, RequestOptions, new_event_loop
 from ....errors import MillstreamError
 from ....scheduler import SamplingParams
 from .protocol import Job, Load, Server, run
@@ -66,11 +66,13 @@ class MillstreamServer:
             async def one(number: int) -> None:
                 asked = load.requests[number]
                 params = SamplingParams(temperature=0, ignore_eos=True, max_new_tokens=asked.output_len)
-                _, queue = self._engine.start_request_ids(_MODEL, asked.token_ids, params, detokenize=False)
-                async for elements in queue:
-                    load.receive(number, elements.ids_from_generate)
-                if queue.finish_reason is not FinishReason.LENGTH:
-                    raise MillstreamError(f"request {number} ended by {queue.error or queue.finish_reason}")
+                _, stream = await self._engine.start_request(
+                    _MODEL, asked.token_ids, params, RequestOptions(detokenize=False)
+                )
+                async for output in stream:
+                    load.receive(number, output.token_ids)
+                if stream.finish_reason is not FinishReason.LENGTH:
+                    raise MillstreamError(f"request {number} ended by {stream.error or stream.finish_reason}")
                 hand_over()
 
             hand_over()

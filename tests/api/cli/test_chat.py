@@ -33,7 +33,7 @@ def conversation(engine: Engine, **sampling: Any) -> Conversation:
 
 
 def prefix_hits(engine: Engine) -> int:
-    return engine.get_as_engine_stat("fake").prefix_hit_tokens
+    return engine.stats("fake").prefix_hit_tokens
 
 
 def test_each_turn_builds_on_the_ones_before(engine: Engine) -> None:
@@ -59,7 +59,7 @@ def test_an_answer_that_is_not_read_is_stopped(engine: Engine) -> None:
     next(answer)
     answer.close()
     engine.sync_request("fake")
-    assert engine.get_as_engine_stat("fake").running == 0
+    assert engine.stats("fake").running == 0
 
 
 def test_a_conversation_that_is_too_long_can_go_on_after_a_reset(engine: Engine) -> None:

@@ -46,10 +46,10 @@ def test_a_failing_worker_is_reported() -> None:
 def test_the_bundled_model_answers_all_questions_right() -> None:
     async def ask() -> list[str]:
         async with running_model(ModelConfig(model="pyhelp", threads=1, num_blocks=600)) as model:
-            answers = list(ask_questions(model, len(QUESTIONS)))
+            answers = [answer async for answer in ask_questions(model, len(QUESTIONS))]
             for answer in answers:
-                await answer.queue.await_finished()
-            return [answer.queue.GetNoWait().text for answer in answers]
+                await answer.stream.await_finished()
+            return [answer.stream.get_nowait().text for answer in answers]
 
     facts = {
         template.format(fact.name): fact.answer

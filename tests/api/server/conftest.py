@@ -42,7 +42,7 @@ class LiveServer:
             return [data async for data in async_stream_events(response.aiter_bytes())]
 
     def stats(self, name=None):
-        return self.engine.get_as_engine_stat(self.service.get(name).name)
+        return self.engine.stats(self.service.get(name).name)
 
     async def all_is_free(self, name=None):
         """Wait until nothing runs, waits or holds a block."""

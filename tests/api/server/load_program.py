@@ -37,7 +37,7 @@ def main(options):
 
     async def audit():
         service = app.state.service
-        stats = service.engine.get_as_engine_stat(NAME)
+        stats = service.engine.stats(NAME)
         # The check wants to be between two steps; without requests there are none.
         if not (stats.running or stats.waiting):
             service.engine._models[NAME].running.loop.scheduler.check_integrity()

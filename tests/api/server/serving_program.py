@@ -26,7 +26,7 @@ from millstream.api.server.service import ModelService
 from millstream.api.server.serving import run_server
 from millstream.api.server.sse import DONE, EventStream, event
 from millstream.backends.fake import FakeBackend
-from millstream.engine import AsyncEngine, ModelConfig
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions
 from millstream.errors import MillstreamError
 from millstream.scheduler import SamplingParams
 
@@ -51,20 +51,22 @@ def make_app(service, config):
         """The body is {"tokens": N}: so many are streamed."""
         tokens = (await request.json())["tokens"]
         params = SamplingParams(temperature=0, max_new_tokens=tokens, ignore_eos=True)
-        generation = Generation(service, service.target(None), [[1, 2, 3]], params, {"tenant": ""})
+        generation = await Generation.start(
+            service, service.target(None), [[1, 2, 3]], params, RequestOptions()
+        )
         request.scope["state"]["generation"] = generation
 
         async def events():
             async for _, elements in generation.events():
                 reason = elements.finish_reason
-                yield event({"tokens": len(elements.ids_from_generate), "end": reason and reason.name})
+                yield event({"tokens": len(elements.token_ids), "end": reason and reason.name})
             yield DONE
 
         return EventStream(generation, events(), keep_alive=10.0)
 
     @app.get("/running")
     async def running() -> int:
-        return service.engine.get_as_engine_stat("m").running
+        return service.engine.stats("m").running
 
     @app.post("/block")
     async def block() -> None:

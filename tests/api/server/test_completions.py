@@ -3,6 +3,8 @@ import random
 
 import pytest
 
+from millstream.engine import SamplingParams
+
 
 def parsed(events):
     assert events[-1] == "[DONE]"
@@ -110,11 +112,17 @@ async def test_streamed_text_equals_unstreamed_text_for_random_requests(serve, f
 
 
 async def test_all_prompts_or_none(serve, fake):
-    async with serve(fake(max_queued_requests=2, max_num_seqs=1)) as server:
+    async with serve(fake(max_queued_requests=1, max_num_seqs=1)) as server:
+        (name,) = server.engine.models()
+        # The second of them waits for the first, and both count as one in the queue.
+        await server.engine.start_requests(
+            name, [[1], [2]], SamplingParams(max_new_tokens=400, ignore_eos=True)
+        )
         refused = await server.post("/v1/completions", prompt=[[1], [2], [3], [4], [5]], max_tokens=400)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
+        server.engine.cancel_requests(name)
         await server.all_is_free()
         assert (await server.post("/v1/completions", prompt=[1], max_tokens=2)).status_code == 200
 

@@ -83,7 +83,7 @@ async def test_a_blocked_worker_fails_health_after_the_bound_and_not_before():
 
     async with server() as (state, http):
         await load(state, on_batch=block)
-        _, queue = state.service.engine.start_request("m", [1, 2, 3], SamplingParams(max_new_tokens=2))
+        _, queue = await state.service.engine.start_request("m", [1, 2, 3], SamplingParams(max_new_tokens=2))
         await asyncio.to_thread(entered.wait, HANG_SECONDS)
         await asyncio.sleep(0.02)
         # A step may be long: within the bound it is no failure.
@@ -106,7 +106,7 @@ async def test_a_step_loop_that_has_ended_by_itself_fails_health(monkeypatch):
     async with server() as (state, http):
         await load(state)
         monkeypatch.setattr(Scheduler, "schedule", fail)
-        _, queue = state.service.engine.start_request("m", [1, 2, 3])
+        _, queue = await state.service.engine.start_request("m", [1, 2, 3])
         await queue.await_finished()
         status, body = await told(http, "/health")
         assert status == 503 and "step loop of model 'm' has ended" in body["reason"]

@@ -17,9 +17,9 @@ from millstream.api.server.metrics.documentation import ALL_METRICS
 from millstream.api.server.metrics.records import ModelRecord, Quantity
 from millstream.api.server.routes.metrics import router
 from millstream.backends.fake import FakeBackend
-from millstream.engine import AsyncEngine, ModelConfig, ResultQueue, SamplingParams
+from millstream.engine import AsyncEngine, ModelConfig, OutputStream, SamplingParams
 from millstream.engine.histogram import Histogram
-from millstream.engine.result_queue import Wakeups
+from millstream.engine.output_stream import Wakeups
 from millstream.errors import InvalidArgument
 from millstream.scheduler import FinishReason
 
@@ -47,8 +47,8 @@ class Server:
 
     async def generate(self, model="m", tenant="", prompt=range(1, 33), **params):
         params = SamplingParams(temperature=0, **{"max_new_tokens": 5, **params})
-        handle, _ = self.engine.start_request(model, list(prompt), params)
-        for sample, queue in enumerate(handle.queues):
+        handle, _ = await self.engine.start_request(model, list(prompt), params)
+        for sample, queue in enumerate(handle.streams):
             await queue.await_finished()
             self.metrics.request_finished(model, tenant, queue, sample=sample)
 
@@ -79,7 +79,7 @@ async def serving(*models, **config):
 
 def ended(*, arrival=0.0, scheduled=None, tokens=(), finished, reason=FinishReason.STOP, prompt=10):
     """The queue of a request with these moments."""
-    queue = ResultQueue(prompt_length=prompt, arrival=arrival)
+    queue = OutputStream(num_prompt_tokens=prompt, arrival=arrival)
     queue.times.first_scheduled = scheduled
     for moment in tokens:
         queue.put(1, "", None, moment, Wakeups())
@@ -173,7 +173,7 @@ async def test_the_engine_is_asked_at_the_scrape():
     async with serving("m", vllm_metrics=True) as server:
         await server.generate(prompt=range(1, 34))
         await server.generate(prompt=range(1, 34))
-        stats = server.engine.get_as_engine_stat("m")
+        stats = server.engine.stats("m")
         scraped = await server.scrape()
 
     def value(name, **labels):
@@ -213,7 +213,7 @@ async def test_what_runs_and_waits_shows_while_it_does():
 
         await server.start(backend=FakeBackend(vocab_size=200, on_batch=hold), max_num_seqs=2, warmup=False)
         params = SamplingParams(temperature=0, max_new_tokens=2)
-        started = [server.engine.start_request("m", [i] * 16, params) for i in range(5)]
+        started = [await server.engine.start_request("m", [i] * 16, params) for i in range(5)]
         await computing.wait()
         seen = await server.scrape()
         held.set()
@@ -438,7 +438,7 @@ def test_a_single_token_has_no_gap():
 
 def test_a_request_that_has_not_ended_is_refused():
     with pytest.raises(InvalidArgument, match="has ended"):
-        record().add("", ResultQueue(prompt_length=3), counts_prompt=True)
+        record().add("", OutputStream(num_prompt_tokens=3), counts_prompt=True)
 
 
 def test_a_value_on_a_bound_is_in_its_bucket():

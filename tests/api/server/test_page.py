@@ -19,7 +19,7 @@ from millstream.api.server.metrics import ServerMetrics
 from millstream.api.server.service import ModelService
 from millstream.backends.fake import FakeBackend
 from millstream.backends.registry import inspect_model
-from millstream.engine import AsyncEngine, ModelConfig, SamplingParams
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions, SamplingParams
 
 from ...waiting import HANG_SECONDS, until
 
@@ -144,7 +144,7 @@ async def test_state_tells_the_model_and_its_requests(serve):
         idle = (await client.get("engine/state")).json()
         assert (idle["state"], idle["requests"]) == ("Running", [])
         assert idle["blocks"] == {"blocks_per_cell": 1, "runs": [[200, 0, 0]]}
-        engine.start_request_ids("fake", [5] * 40, SamplingParams(max_new_tokens=900))
+        await engine.start_request("fake", [5] * 40, SamplingParams(max_new_tokens=900))
         await until(lambda: engine.snapshot("fake").requests)
         busy = (await client.get("engine/state?model=fake")).json()
         (row,) = busy["requests"]
@@ -165,7 +165,9 @@ async def test_other_tenants_requests_are_anonymous_unless_to_the_admin(serve):
         httpx.AsyncClient(base_url=url) as client,
     ):
         for tenant in ("ann", "bob"):
-            engine.start_request_ids("fake", [5] * 20, SamplingParams(max_new_tokens=900), tenant=tenant)
+            await engine.start_request(
+                "fake", [5] * 20, SamplingParams(max_new_tokens=900), RequestOptions(tenant=tenant)
+            )
 
         async def tenants(key):
             answer = await client.get("engine/state", headers={"Authorization": f"Bearer {key}"})
@@ -281,7 +283,7 @@ async def test_stop_ends_the_work_and_keeps_the_text(serve, open_page, how):
     async with serve(step_time=0.01) as (url, engine), open_page(url) as page:
         await ask(page, "Go on and on")
         await page.wait_for_selector(".answer .text > *")
-        assert engine.get_as_engine_stat("fake").running == 1
+        assert engine.stats("fake").running == 1
         await (page.click("#stop") if how == "button" else page.keyboard.press("Escape"))
         view = await answered(page)
         assert "stopped" in await view.locator(".took").inner_text()
@@ -294,7 +296,7 @@ async def test_engine_is_shown_while_it_works(serve, open_page):
     async with serve(step_time=0.01, max_num_seqs=2) as (url, engine), open_page(url) as page:
         await page.get_by_text("Idle").wait_for()
         params = SamplingParams(max_new_tokens=900)
-        handles = [engine.start_request_ids("fake", [i] * 40, params)[0] for i in range(3)]
+        handles = [(await engine.start_request("fake", [i] * 40, params))[0] for i in range(3)]
         await page.wait_for_selector("#rows > li[data-state=decode] >> nth=1")
         await page.wait_for_selector("#rows > li[data-state=queued]")
         assert await page.locator("#engine-status").inner_text() == "Working"
@@ -406,7 +408,9 @@ async def test_phone_shows_one_view_at_a_time_and_nothing_sticks_out(serve, open
     async with serve(step_time=0.01) as (url, engine), open_page(url, **phone) as page:
         assert await page.locator("#prompt").is_visible()
         assert not await page.locator("#map").is_visible()
-        engine.start_request_ids("fake", [5] * 40, SamplingParams(max_new_tokens=900), tenant="t" * 60)
+        await engine.start_request(
+            "fake", [5] * 40, SamplingParams(max_new_tokens=900), RequestOptions(tenant="t" * 60)
+        )
         await page.click("[data-show=engine]")
         await page.wait_for_selector("#rows > li")
         assert not await page.locator("#prompt").is_visible()

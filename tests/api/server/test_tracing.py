@@ -13,7 +13,7 @@ from millstream.api.server.middleware.scope import request_state
 from millstream.api.server.service import ModelService
 from millstream.api.server.tracing import RequestSpans, start_tracing, tracing_to
 from millstream.backends.fake import FakeBackend
-from millstream.engine import AsyncEngine, ModelConfig
+from millstream.engine import AsyncEngine, ModelConfig, RequestOptions
 from millstream.errors import InvalidArgument, NotSupported
 from millstream.scheduler import SamplingParams
 
@@ -48,7 +48,9 @@ async def test_a_generation_is_described_by_the_semantic_conventions(spans):
             state = request_state(scope)
             state["tenant"] = Tenant("acme")
             params = SamplingParams(temperature=0, max_new_tokens=5, n=2)
-            generation = Generation(service, service.target("m"), [[7] * 20], params, {"tenant": "acme"})
+            generation = await Generation.start(
+                service, service.target("m"), [[7] * 20], params, RequestOptions(tenant="acme")
+            )
             state["generation"] = generation
             with generation:
                 await generation.outputs()

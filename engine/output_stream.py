@@ -1,56 +1,27 @@
-"""ResultQueue: what one request has produced, for readers in threads and in event loops; it never polls."""
+"""OutputStream: what one request has produced, for readers in threads and in event loops; it never polls."""
 
 import asyncio
 import threading
 from _thread import LockType
 from collections import deque
-from collections.abc import AsyncIterator
-from enum import Enum
+from collections.abc import AsyncIterator, Iterator
 from time import monotonic
 
 import msgspec
 
+from ..errors import InvalidArgument
 from ..scheduler import FinishReason, TokenLogprobs
-from .request_times import RequestTimes, request_stat_info
+from .request_times import RequestTimes
 
 
-class GenerateRequestStatus(Enum):
-    """DashInfer's request states."""
+class Output(msgspec.Struct, frozen=True):
+    """What one request has produced since the previous read, in order."""
 
-    Init = 0
-    ContextFinished = 1
-    Generating = 2
-    GenerateFinished = 3
-    GenerateInterrupted = 4
-    InternalError = 5
-
-
-END_STATUS = {
-    FinishReason.STOP: GenerateRequestStatus.GenerateFinished,
-    FinishReason.LENGTH: GenerateRequestStatus.GenerateFinished,
-    FinishReason.CANCELLED: GenerateRequestStatus.GenerateInterrupted,
-    FinishReason.TIMEOUT: GenerateRequestStatus.GenerateInterrupted,
-    FinishReason.QUEUE_TIMEOUT: GenerateRequestStatus.GenerateInterrupted,
-    FinishReason.INTERRUPTED: GenerateRequestStatus.GenerateInterrupted,
-    FinishReason.ERROR: GenerateRequestStatus.InternalError,
-}
-
-
-class GeneratedElements(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens produced since the previous read, in order, with what was asked for about them."""
-
-    ids_from_generate: list[int]
+    token_ids: list[int]
     text: str
     """Text that has become certain; the texts of all reads joined are the output's text."""
-    log_probs_list: list[list[tuple[int, float]]]
-    """[tokens][top_logprobs] pairs of (token id, log-probability), best first; empty unless asked for."""
-    token_logprobs_list: list[float]
-    """Log-probability of each token; empty unless asked for."""
-    tensors_from_model_inference: list[dict[str, object]] = []
-    prefix_cache_len: int = 0
-    """Prompt tokens that were found in the prefix cache."""
-    prefix_len_gpu: int = 0
-    prefix_len_cpu: int = 0
+    logprobs: list[TokenLogprobs]
+    """One entry a token where they were asked for, else none."""
     finish_reason: FinishReason | None = None
     """Set in the read that reaches the end."""
 
@@ -90,23 +61,28 @@ def _set_all(futures: list[asyncio.Future[None]]) -> None:
 
 
 Waiter = LockType | asyncio.Future[None]
-Piece = tuple[int | None, str, TokenLogprobs | None]
+Entry = tuple[int | None, str, TokenLogprobs | None]
+"""A token (None with text held back until the end), the text that has become certain with it, its scores."""
 
 
-class ResultQueue:
+class OutputStream:
     """Output of one request: written by the engine's loop, read from any thread or event loop.
 
-    The three `Get` methods and `GenerateStatus` / `GeneratedLength` / `RequestStatInfo` are DashInfer's;
-    `aget` and `async for` are the same for coroutines. Each token is handed to exactly one read.
+    `get`, `get_nowait` and `for` are for threads, `aget` and `async for` for coroutines. Each token is handed
+    to exactly one read.
     """
 
-    # Waiting without a lost wake-up: a reader first enters the waiter list and then looks at the pieces; the
-    # writer first appends the piece and then empties the waiter list. Both are single atomic deque calls.
+    # Waiting without a lost wake-up: a reader first enters the waiter list and then looks at the entries; the
+    # writer first appends the entry and then empties the waiter list. Both are single atomic deque calls.
 
-    def __init__(self, *, prompt_length: int, on_gpu: bool = False, arrival: float | None = None) -> None:
+    def __init__(self, *, num_prompt_tokens: int, arrival: float | None = None) -> None:
+        """`arrival` is on the monotonic clock; None means now."""
         self.times = RequestTimes(monotonic() if arrival is None else arrival)
-        self.prompt_length = prompt_length
-        self.prefix_cache_len = 0
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_cached_tokens = 0
+        """Prompt tokens that were found in the prefix cache."""
+        self.num_output_tokens = 0
+        """Tokens generated so far, read or not."""
         self.prompt_logprobs: list[TokenLogprobs | None] = []
         """One entry per prompt token computed so far, if they were asked for; None for the first."""
         self.finish_reason: FinishReason | None = None
@@ -116,89 +92,82 @@ class ResultQueue:
         """Of a request for one, once it has finished with STOP."""
         self.error: str | None = None
         """What went wrong, when the finish reason is ERROR."""
-        self._on_gpu = on_gpu
-        self._pieces: deque[Piece] = deque()
+        self._unread: deque[Entry] = deque()
         self._waiters: deque[Waiter] = deque()
         self._end_waiters: deque[Waiter] = deque()
-        self._length = 0
-        self._reading = False
 
     # Reading
 
-    def GenerateStatus(self) -> GenerateRequestStatus:
-        """Present status; never blocks.
+    @property
+    def empty(self) -> bool:
+        """True while a read would find nothing new."""
+        return not self._unread
 
-        Once the reader has begun to read, an end is reported only when nothing is left to read, so that a
-        loop over `Get` that breaks at the end loses no token.
-        """
-        if self.finish_reason is not None and not (self._reading and self._pieces):
-            return END_STATUS[self.finish_reason]
-        if self._length == 0:
-            return GenerateRequestStatus.Init
-        return (
-            GenerateRequestStatus.ContextFinished if self._length == 1 else GenerateRequestStatus.Generating
-        )
-
-    def GeneratedLength(self) -> int:
-        """Tokens generated so far, read or not."""
-        return self._length
-
-    def RequestStatInfo(self) -> dict[str, int]:
-        """DashInfer's statistics: times in milliseconds, lengths in tokens, rates in tokens per second."""
-        return request_stat_info(self.times, self.prompt_length, self.prefix_cache_len, self._length)
-
-    def Get(self) -> GeneratedElements:
+    def get(self, timeout: float | None = None) -> Output:
         """Everything produced since the previous read; blocks until there is something.
 
-        After the end, with nothing left, the elements are empty.
-        """
-        elements = self.GetWithTimeout(0)
-        if elements is None:
-            raise RuntimeError("a read without a time-out timed out")
-        return elements
+        After the end, with nothing left, the output is empty and has its finish reason.
 
-    def GetWithTimeout(self, timeout_ms: float) -> GeneratedElements | None:
-        """Like `Get`, but None after `timeout_ms` milliseconds without a token; 0 or less waits for ever."""
-        self._reading = True
-        give_up = monotonic() + timeout_ms / 1000 if timeout_ms > 0 else None
-        while not self._pieces and self.finish_reason is None:
+        Raises:
+            TimeoutError: nothing came within `timeout` seconds. Nothing is lost and the request goes on;
+                `stop_request` ends it.
+        """
+        give_up = None if timeout is None else monotonic() + _seconds(timeout)
+        while not self._unread and self.finish_reason is None:
             waiter = threading.Lock()
             waiter.acquire()
             self._waiters.append(waiter)
-            if self._pieces or self.finish_reason is not None:
+            if self._unread or self.finish_reason is not None:
                 _discard(self._waiters, waiter)
                 break
             left = -1.0 if give_up is None else max(give_up - monotonic(), 0.0)
-            if not waiter.acquire(timeout=left) and not self._pieces:
+            if not waiter.acquire(timeout=left) and not self._unread:
                 _discard(self._waiters, waiter)
-                return None
+                raise TimeoutError(f"no output within {timeout} seconds; the request goes on")
         return self._drain()
 
-    def GetNoWait(self) -> GeneratedElements:
+    def get_nowait(self) -> Output:
         """Everything produced since the previous read, which may be nothing; never blocks."""
-        self._reading = True
         return self._drain()
 
-    async def aget(self) -> GeneratedElements:
-        """Like `Get`, for coroutines of any event loop."""
-        self._reading = True
-        pieces, waiters = self._pieces, self._waiters
-        while not pieces and self.finish_reason is None:
+    def __iter__(self) -> Iterator[Output]:
+        """Outputs as they come, up to and including the one that carries the finish reason."""
+        ended = False
+        while not ended:
+            output = self.get()
+            ended = output.finish_reason is not None
+            yield output
+
+    async def aget(self, timeout: float | None = None) -> Output:
+        """Like `get`, for coroutines of any event loop.
+
+        A read that times out or is cancelled (`asyncio.wait_for`) takes no token with it, and the request
+        goes on: `AsyncEngine.stop_request` ends it, and `AsyncEngine.generate_iterator` ends its request by
+        itself when its loop is left.
+
+        Raises:
+            TimeoutError: nothing came within `timeout` seconds.
+        """
+        unread, waiters = self._unread, self._waiters
+        if timeout is not None and not unread and self.finish_reason is None:
+            async with asyncio.timeout(_seconds(timeout)):
+                return await self.aget()
+        while not unread and self.finish_reason is None:
             future = asyncio.get_running_loop().create_future()
             waiters.append(future)
-            if pieces or self.finish_reason is not None:
+            if unread or self.finish_reason is not None:
                 _discard(waiters, future)
                 break
             await _wake_of(future, waiters)
         return self._drain()
 
-    async def __aiter__(self) -> AsyncIterator[GeneratedElements]:
-        """Elements as they come, up to and including the ones that carry the finish reason."""
-        while True:
-            elements = await self.aget()
-            yield elements
-            if elements.finish_reason is not None:
-                return
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        """Like `__iter__`, for coroutines."""
+        ended = False
+        while not ended:
+            output = await self.aget()
+            ended = output.finish_reason is not None
+            yield output
 
     def wait_finished(self, timeout: float | None = None) -> bool:
         """Block until the request has ended; False after `timeout` seconds."""
@@ -230,8 +199,8 @@ class ResultQueue:
         if times.first_token is None:
             times.first_token = now
         times.last_token = now
-        self._length += 1
-        self._pieces.append((token, text, logprobs))
+        self.num_output_tokens += 1
+        self._unread.append((token, text, logprobs))
         if self._waiters:
             _wake(self._waiters, wakeups)
 
@@ -252,7 +221,7 @@ class ResultQueue:
         self.stop_cause = stop_cause
         self.error = error
         if text:
-            self._pieces.append((None, text, None))
+            self._unread.append((None, text, None))
         self.finish_reason = reason
         _wake(self._waiters, wakeups)
         _wake(self._end_waiters, wakeups)
@@ -260,35 +229,29 @@ class ResultQueue:
     def _ended(self) -> bool:
         return self.finish_reason is not None
 
-    def _drain(self) -> GeneratedElements:
-        reason = self.finish_reason  # before the pieces: a reason read here means that all pieces are there
-        pieces = self._pieces
+    def _drain(self) -> Output:
+        reason = self.finish_reason  # before the entries: with a reason read here all of them are there
+        unread = self._unread
         ids: list[int] = []
         texts: list[str] = []
-        token_logprobs: list[float] = []
-        top_logprobs: list[list[tuple[int, float]]] = []
-        while pieces:
+        scores: list[TokenLogprobs] = []
+        while unread:
             try:
-                token, text, logprobs = pieces.popleft()
+                token, text, logprobs = unread.popleft()
             except IndexError:  # another reader took the last one
                 break
             texts.append(text)
             if token is not None:
                 ids.append(token)
             if logprobs is not None:
-                token_logprobs.append(logprobs.logprob)
-                top_logprobs.append(list(logprobs.top))
-        cached = self.prefix_cache_len
-        return GeneratedElements(
-            ids_from_generate=ids,
-            text="".join(texts),
-            log_probs_list=top_logprobs,
-            token_logprobs_list=token_logprobs,
-            prefix_cache_len=cached,
-            prefix_len_gpu=cached if self._on_gpu else 0,
-            prefix_len_cpu=0 if self._on_gpu else cached,
-            finish_reason=reason,
-        )
+                scores.append(logprobs)
+        return Output(ids, "".join(texts), scores, reason)
+
+
+def _seconds(timeout: float) -> float:
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout >= 0:
+        raise InvalidArgument("timeout", timeout, "seconds from 0, or None")
+    return timeout
 
 
 async def _wake_of(future: asyncio.Future[None], waiters: deque[Waiter]) -> None:
