@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace, threads: int, cores: int) -> ThreadsFig
 
         seconds()
         quiet = median(seconds() for _ in range(options.runs))
-        step_threads = engine.get_as_engine_stat(name).step_threads
+        step_threads = engine.stats(name).step_threads
         most = max(step_threads.values(), default=1)
         beside = []
         for count in options.busy:
