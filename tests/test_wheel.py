@@ -74,8 +74,9 @@ def test_an_empty_environment_answers_a_request(wheel, tmp_path):
     packages = subprocess.run([python, "-m", "pip", "list", "--format", "freeze"], **run).stdout
     assert re.search(r"^millstream==", packages, re.MULTILINE)
     assert not re.search(r"^(nvidia-(?!ml-py)|triton)", packages, re.MULTILINE)
-    generate = [tmp_path / "venv/bin/millstream", "generate", "--temperature", "0"]
-    answer = subprocess.run(generate, input="What does os.path.join do?\n", **run).stdout
+    question = "What does os.path.join do?"
+    generate = [tmp_path / "venv/bin/millstream", "generate", "--temperature", "0", question]
+    answer = subprocess.run(generate, **run).stdout
     assert "Join two or more pathname components" in answer
     doctor = subprocess.run([tmp_path / "venv/bin/millstream", "doctor"], **run).stdout
     assert "not built" not in doctor
