@@ -223,6 +223,8 @@ def worker_of(folder: Path, dtype: str = "float32") -> TorchWorker:
 def test_greedy_tokens_equal_the_reference(case: str, tmp_path: Path) -> None:
     model = make_model(CASES[case])
     model.save_pretrained(tmp_path)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # sdpa leaves the cap out in transformers 5.16
     expected = [greedy(model, prompt, COUNT) for prompt in PROMPTS]
     assert len({token for tokens in expected for token in tokens}) > COUNT, "the checkpoint says nothing"
     driver = Driver(worker_of(tmp_path))
