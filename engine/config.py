@@ -4,16 +4,16 @@ import msgspec
 
 from ..backends.worker import KV_CACHE_DTYPES, QUANTIZATIONS, Backend
 from ..errors import InvalidArgument
-from ..scheduler import Eviction, Policy, SchedulerConfig
+from ..scheduler import Eviction, NamedFields, Policy, SchedulerConfig
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedFields):
     """One model in an engine. None, 0 and "auto" mean: find out from the files and the machine.
 
     Raises:
-        InvalidArgument: a value has the wrong type or lies outside its range.
+        InvalidArgument: a field does not exist, or a value has the wrong type or lies outside its range.
     """
 
     model: str

@@ -5,16 +5,16 @@ from secrets import randbits
 import msgspec
 
 from ..errors import InvalidArgument
-from ..scheduler import SamplingParams
+from ..scheduler import NamedFields, SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedFields):
     """Scheduling of one request.
 
     Raises:
-        InvalidArgument: a value has the wrong type or lies outside its range.
+        InvalidArgument: a field does not exist, or a value has the wrong type or lies outside its range.
     """
 
     priority: int = 0

@@ -3,6 +3,7 @@
 from .admission import Admission
 from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, TokenLogprobs, Wants
 from .config import Eviction, Policy, SchedulerConfig
+from .named_fields import NamedFields
 from .request import FinishReason, Request, RequestStatus
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerStats
@@ -13,6 +14,7 @@ __all__ = [
     "Chunk",
     "Eviction",
     "FinishReason",
+    "NamedFields",
     "Policy",
     "Pooling",
     "Request",

@@ -1,24 +1,29 @@
 """SamplingParams: what one request asks of generation, validated when it is made."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import msgspec
 
 from ..errors import InvalidArgument
-from .sampling_fields import SAMPLING_FIELDS
+from .named_fields import NamedFields
+from .sampling_fields import FIELDS_BY_NAME, SAMPLING_FIELDS
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedFields):
     """Generation parameters of one request.
 
     Names follow vLLM and transformers; DashInfer's names are translated at its face. Greedy decoding is
     `temperature=0` (or `top_k=1`). Lengths are in tokens; `max_length` and `min_length` count prompt and
     output together, `max_new_tokens` and `min_new_tokens` the output alone; where both maxima are given
-    the smaller bound holds. With neither, a request runs until the model's length is reached.
+    the smaller bound holds. With neither, a request runs until the model's length is reached. `max_tokens` is
+    another name of `max_new_tokens`.
 
     Raises:
-        InvalidArgument: a value has the wrong type or lies outside its range.
+        InvalidArgument: a field does not exist, or a value has the wrong type or lies outside its range.
     """
+
+    _other_names: ClassVar[Mapping[str, str]] = {"max_tokens": "max_new_tokens"}
 
     n: int = 1
     temperature: float = 1.0
@@ -45,8 +50,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     stop_words_ids: tuple[tuple[int, ...], ...] = ()
     """Token sequences that end the request when the output ends with one of them."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the request when the output text contains one of them."""
+    stop: Sequence[str] = ()
+    """Strings that end the request when the output text contains one of them; one string, a list or a tuple,
+    kept as a tuple."""
     include_stop_in_output: bool = False
 
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -61,6 +67,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stop, tuple):
+            msgspec.structs.force_setattr(self, "stop", FIELDS_BY_NAME["stop"].read(self.stop))
         for field in SAMPLING_FIELDS:
             field.check(getattr(self, field.name))
         _check_together(self)
