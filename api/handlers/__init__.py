@@ -1,5 +1,6 @@
 """Model handlers: from a conversation to a model's prompt, and from its text to reasoning and content."""
 
+from .answer_parser import AnswerParser
 from .base import ModelHandler
 from .llama import LlamaHandler
 from .mistral import MistralHandler
@@ -8,6 +9,7 @@ from .reasoning import Piece, ReasoningSplitter, ReasoningTags
 from .registry import handler_for, register_handler
 
 __all__ = [
+    "AnswerParser",
     "LlamaHandler",
     "MistralHandler",
     "ModelHandler",

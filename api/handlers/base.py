@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ...backends.worker import ModelInfo, Tokenizer
 from ...errors import InvalidArgument, LimitExceeded, ModelFormatError
+from .answer_parser import AnswerParser, ReasoningTokens
 from .messages import Message, read_messages
 from .reasoning import ReasoningSplitter, ReasoningTags
 from .template_profile import TemplateProfile, fit, profile_template
@@ -143,6 +144,19 @@ class ModelHandler:
         if not self.skip_special_tokens:
             fields["skip_special_tokens"] = False
         return fields
+
+    def answer_parser(
+        self, prompt_ids: Sequence[int], *, counts: bool = False, skip_special_tokens: bool = True
+    ) -> AnswerParser:
+        """A new parser for one output of this prompt.
+
+        With `counts` it counts tokens of reasoning; the output's text then skips special tokens or does not.
+        """
+        tokens = None
+        if counts:
+            stream = self.tokenizer.stream(skip_special_tokens=skip_special_tokens)
+            tokens = ReasoningTokens(self.reasoning(prompt_ids), stream)
+        return AnswerParser(self.reasoning(prompt_ids), tokens)
 
     def reasoning(self, prompt_ids: Sequence[int]) -> ReasoningSplitter | None:
         """A new splitter for one output of this prompt; None where there is no reasoning to part.

@@ -12,6 +12,7 @@ from ...scheduler.sampling_fields import SAMPLING_FIELDS
 from .errors import ApiError
 from .keys import Tenant
 from .schemas.common import RequestFields, SamplingFields
+from .service import Target
 
 _WIRE_NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("input", "prompt", "messages"),
@@ -70,27 +71,6 @@ def sampling_params(
     return SamplingParams(**chosen)
 
 
-def check_stream_options(fields: SamplingFields) -> None:
-    """Raise InvalidArgument where a request that is not streamed says how it is to be."""
-    if fields.stream_options is not None and not fields.stream:
-        given = fields.stream_options.model_dump(exclude_unset=True)
-        raise InvalidArgument("stream_options", given, "null without stream")
-
-
-def check_max_tokens(name: str, value: int | None, model: str, max_length: int) -> None:
-    """Raise LimitExceeded where a request asks for more than any prompt leaves room for."""
-    if value is not None and value > max_length:
-        message = f"{name} is {value}; {model!r} takes up to {max_length} tokens, prompt and output together"
-        raise LimitExceeded(message, name)
-
-
-def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> set[tuple[int, ...]]:
-    """Token ids of each word, at the beginning of a text and after a blank."""
-    forms = (form for word in words for form in (word, f" {word.lstrip()}"))
-    encoded = {tuple(tokenizer.encode(form, add_special_tokens=False)) for form in forms}
-    return encoded - {()}
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks, and what the headers say."""
@@ -98,6 +78,60 @@ class Caller:
     tenant: Tenant
     timeout: float | None
     """The smaller of the header's and the server's own, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request wants of the engine, beside its prompt."""
+
+    params: SamplingParams
+    options: RequestOptions
+
+
+def read_request(
+    body: SamplingFields,
+    target: Target,
+    caller: Caller,
+    *,
+    defaults: Mapping[str, Any],
+    limit: str,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Wanted:
+    """Read the fields that the routes of answers share.
+
+    Args:
+        defaults: of the model, for what the request leaves out.
+        limit: name of the field that `max_tokens`, the longest output, is from.
+        logprobs: alternatives to report for each token; None reports nothing.
+
+    Raises:
+        InvalidArgument, LimitExceeded, ApiError: a field is refused.
+    """
+    served = target.served
+    _check_stream_options(body)
+    if max_tokens is not None and max_tokens > served.max_length and limit in body.model_fields_set:
+        raise LimitExceeded(
+            f"{limit} is {max_tokens}; {served.name!r} takes up to {served.max_length} tokens, prompt and "
+            "output together",
+            limit,
+        )
+    params = sampling_params(body, defaults, served.tokenizer, max_tokens=max_tokens, logprobs=logprobs)
+    return Wanted(params, request_options(body, caller, target.adapter))
+
+
+def _check_stream_options(fields: SamplingFields) -> None:
+    """Raise InvalidArgument where a request that is not streamed says how it is to be."""
+    if fields.stream_options is not None and not fields.stream:
+        given = fields.stream_options.model_dump(exclude_unset=True)
+        raise InvalidArgument("stream_options", given, "null without stream")
+
+
+def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> set[tuple[int, ...]]:
+    """Token ids of each word, at the beginning of a text and after a blank."""
+    forms = (form for word in words for form in (word, f" {word.lstrip()}"))
+    encoded = {tuple(tokenizer.encode(form, add_special_tokens=False)) for form in forms}
+    return encoded - {()}
 
 
 def request_options(fields: RequestFields, caller: Caller, adapter: str | None) -> RequestOptions:

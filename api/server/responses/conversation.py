@@ -9,7 +9,7 @@ from typing import Any
 from ....errors import InvalidArgument, LimitExceeded
 from ...handlers import ModelHandler
 from ..errors import ApiError
-from ..routes.context import new_id
+from ..ids import new_id
 from ..schemas.response_items import (
     InputMessage,
     InputText,

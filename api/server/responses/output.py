@@ -1,14 +1,13 @@
 """OutputBuilder: what a model generates, as the items of a response and the events that tell of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 
 from ....backends.worker import Tokenizer
 from ....engine import Output
-from ...handlers import ReasoningSplitter
+from ...handlers import AnswerParser
+from ..ids import new_id
 from ..logprobs import chat_logprobs
-from ..reasoning import ReasoningTokens, next_piece
-from ..routes.context import new_id
 from ..schemas.chat import TokenLogprob
 from ..schemas.response_items import (
     OutputItem,
@@ -86,15 +85,13 @@ class OutputBuilder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        reasoning: Callable[[], ReasoningSplitter | None],
+        parser: AnswerParser,
         *,
-        skip_special_tokens: bool,
         with_logprobs: bool,
     ) -> None:
-        """`reasoning` makes a fresh splitter for the output; None where there is nothing to part."""
+        """`parser` is fresh, and counts tokens."""
         self._tokenizer = tokenizer
-        self._splitter = reasoning()
-        self._tokens = ReasoningTokens(reasoning(), tokenizer.stream(skip_special_tokens=skip_special_tokens))
+        self._parser = parser
         self._with_logprobs = with_logprobs
         self._pending: list[TokenLogprob] = []
         """Of tokens whose text is not out yet, or whose side is not known."""
@@ -107,7 +104,7 @@ class OutputBuilder:
     @property
     def reasoning_tokens(self) -> int:
         """Tokens so far that are no part of the answer."""
-        return self._tokens.count
+        return self._parser.reasoning_tokens
 
     @property
     def items(self) -> list[OutputItem]:
@@ -120,9 +117,9 @@ class OutputBuilder:
 
     def push(self, elements: Output) -> Iterator[Event]:
         """What is new of the output."""
-        self._tokens.push(elements.token_ids)
+        ended = elements.finish_reason is not None
+        piece = self._parser.push(elements.text, elements.token_ids, ended=ended)
         self._take_logprobs(elements)
-        piece = next_piece(self._splitter, elements.text, ended=elements.finish_reason is not None)
         if piece.reasoning:
             yield from self._think(piece.reasoning)
         if piece.content or (isinstance(self._open, _Message) and self._pending):
@@ -133,7 +130,7 @@ class OutputBuilder:
 
         A complete output has a message, and any output has an item, even if it is empty.
         """
-        if completed or not (self._open or self._ended) or (self._pending and self._tokens.content_begun):
+        if completed or not (self._open or self._ended) or (self._pending and self._parser.content_begun):
             yield from self._say("")
         yield from self._close("completed" if completed else "incomplete")
 
@@ -145,7 +142,7 @@ class OutputBuilder:
         self._pending += rows
         self._scored += len(rows)
         # Reasoning is the output's beginning; `_pending` holds the last of what was scored.
-        reasoning = self._tokens.count - (self._scored - len(self._pending))
+        reasoning = self._parser.reasoning_tokens - (self._scored - len(self._pending))
         del self._pending[: max(reasoning, 0)]
 
     def _think(self, text: str) -> Iterator[Event]:

@@ -7,9 +7,10 @@ from typing import Any
 from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason, SamplingParams
+from ..answer_stream import AnswerStream
+from ..errors import ApiError
 from ..generation import Generation
-from ..routes.context import new_id
-from ..sampling import Caller, check_max_tokens, check_stream_options, request_options, sampling_params
+from ..sampling import Caller, read_request
 from ..schemas.responses import (
     IncompleteDetails,
     InputTokensDetails,
@@ -55,9 +56,18 @@ async def start_response(
     Raises:
         MillstreamError, ApiError: the conversation or a field is refused, or too much is queued.
     """
-    _check_fields(body)
+    if body.top_logprobs and not _wants_logprobs(body):
+        raise InvalidArgument("top_logprobs", body.top_logprobs, f"0 unless include has {_LOGPROBS!r}")
     served = target.served
-    check_max_tokens("max_output_tokens", body.max_output_tokens, served.name, served.max_length)
+    wanted = read_request(
+        body,
+        target,
+        caller,
+        defaults=served.chat_defaults,
+        limit="max_output_tokens",
+        max_tokens=body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if _wants_logprobs(body) else None,
+    )
     prompt = await conversation.prompt(
         served.handler,
         service.texts,
@@ -67,28 +77,10 @@ async def start_response(
         chat_template=body.chat_template,
         template_variables=_template_variables(body),
     )
-    try:
-        params = sampling_params(
-            body,
-            served.chat_defaults,
-            served.tokenizer,
-            max_tokens=body.max_output_tokens,
-            logprobs=(body.top_logprobs or 0) if _wants_logprobs(body) else None,
-        )
-        options = request_options(body, caller, target.adapter)
-        generation = await Generation.start(service, target, [prompt], params, options)
-    except InvalidArgument as error:
-        if error.parameter != "max_new_tokens":
-            raise
-        raise InvalidArgument("max_output_tokens", error.value, error.allowed) from error
-    return ResponseRun(body, params, conversation, previous, generation, caller.tenant.name, store=store)
-
-
-def _check_fields(body: ResponseRequest) -> None:
-    """Raise InvalidArgument where fields do not go together."""
-    check_stream_options(body)
-    if body.top_logprobs and not _wants_logprobs(body):
-        raise InvalidArgument("top_logprobs", body.top_logprobs, f"0 unless include has {_LOGPROBS!r}")
+    generation = await Generation.start(service, target, [prompt], wanted.params, wanted.options)
+    return ResponseRun(
+        body, wanted.params, conversation, previous, generation, caller.tenant.name, store=store
+    )
 
 
 def _wants_logprobs(body: ResponseRequest) -> bool:
@@ -104,7 +96,7 @@ def _template_variables(body: ResponseRequest) -> dict[str, Any]:
     return {**given, **(body.chat_template_kwargs or {})}
 
 
-class ResponseRun:
+class ResponseRun(AnswerStream):
     """One response that is being made; used once, whole or as a stream."""
 
     def __init__(
@@ -119,19 +111,19 @@ class ResponseRun:
         store: bool,
     ) -> None:
         served = generation.target.served
-        self.id = new_id("resp_")
-        self.created = int(time())
+        super().__init__("resp_", generation)
         self.tenant = tenant
         self.conversation = conversation
-        self.generation = generation
         self._body = body
         self._params = params
         self._previous = previous
         self._store = store
+        self._keep: Callable[[Response], None] | None = None
         self._output = OutputBuilder(
             served.tokenizer,
-            lambda: served.handler.reasoning(generation.prompts[0]),
-            skip_special_tokens=params.skip_special_tokens,
+            served.handler.answer_parser(
+                generation.prompts[0], counts=True, skip_special_tokens=params.skip_special_tokens
+            ),
             with_logprobs=_wants_logprobs(body),
         )
 
@@ -168,22 +160,31 @@ class ResponseRun:
             pass
         return self._response("cancelled", usage=self._usage())
 
-    async def stream(self, keep: Callable[[Response], None]) -> AsyncIterator[bytes]:
+    async def events(self, keep: Callable[[Response], None]) -> AsyncIterator[bytes]:
         """All events; `keep` gets the response right before the last one."""
-        output = self._output
+        self._keep = keep
         begun = self._response("in_progress").model_dump()
-        yield Created(output.number(), begun).encode()
-        yield InProgress(output.number(), begun).encode()
-        async for _, elements in self.generation.events():
-            for event in output.push(elements):
-                yield event.encode()
-        completed = self.generation.queues[0].finish_reason is FinishReason.STOP
-        for event in output.end(completed=completed):
-            yield event.encode()
+        yield Created(self._output.number(), begun).encode()
+        yield InProgress(self._output.number(), begun).encode()
+        async for data in self.stream():
+            yield data
+
+    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+        """The events of the output's items."""
+        return b"".join(event.encode() for event in self._output.push(elements))
+
+    def check_end(self, index: int) -> None:
+        """However it has ended, the response says so itself."""
+
+    def final(self, error: ApiError | None) -> bytes:
+        """The ends of the items, and the whole response."""
+        output = self._output
+        ends = b"".join(event.encode() for event in output.end(completed=self._is_complete))
         response = self._ended()
-        keep(response)
+        if self._keep is not None:
+            self._keep(response)
         kinds = {"completed": Completed, "incomplete": Incomplete}
-        yield kinds.get(response.status, Failed)(output.number(), response.model_dump()).encode()
+        return ends + kinds.get(response.status, Failed)(output.number(), response.model_dump()).encode()
 
     def kept(self, response: Response) -> KeptResponse:
         """The response at its end, for the store."""
@@ -192,10 +193,13 @@ class ResponseRun:
     def _end(self, elements: Output) -> Response:
         for _ in self._output.push(elements):
             pass
-        completed = self.generation.queues[0].finish_reason is FinishReason.STOP
-        for _ in self._output.end(completed=completed):
+        for _ in self._output.end(completed=self._is_complete):
             pass
         return self._ended()
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.generation.queues[0].finish_reason is FinishReason.STOP
 
     def _ended(self) -> Response:
         """The response, with the output that was built."""

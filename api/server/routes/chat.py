@@ -1,9 +1,7 @@
 """/v1/chat/completions: answers to conversations."""
 
-from collections.abc import AsyncIterator
 from functools import partial
-from time import time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -11,38 +9,31 @@ from fastapi import APIRouter, Request, Response
 from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
-from ...handlers import ReasoningSplitter
+from ...handlers import Piece
 from ...models import Model
+from ..answer_stream import AnswerStream
 from ..bodies import BodyRoute
-from ..errors import ApiError
 from ..generation import Generation, finish_name
 from ..logprobs import chat_logprobs, prompt_logprobs, prompt_logprobs_in_chunk
-from ..reasoning import next_piece
-from ..sampling import (
-    Caller,
-    check_max_tokens,
-    check_stream_options,
-    request_options,
-    sampling_params,
-    shortened,
-)
+from ..sampling import Caller, read_request, shortened
 from ..schemas.chat import AssistantMessage, ChatChoice, ChatCompletion, ChatRequest
 from ..schemas.chunks import ChatChunk, ChatChunkChoice, ChatDelta
 from ..schemas.common import FinishName
 from ..service import ModelService, Target
-from ..sse import DONE, TextEvent, event
+from ..sse import TextEvent, event
 from .context import (
     AskedBy,
     Config,
     Service,
     check_template,
     continuous_usage,
-    new_id,
     target_of,
     tell,
     told_as,
     usage_in_chunk,
 )
+
+Answer = TypeVar("Answer", bound="ChatAnswer")
 
 router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 
@@ -58,38 +49,37 @@ async def create_chat_completion(
     """Answer a conversation, whole or as server-sent events."""
     target = target_of(request, service, body.model)
     check_template(body.chat_template, target.served, config)
-    answer = await start_chat(body, service, target, caller)
+    answer = await start_chat(body, service, target, caller, ChatAnswer)
     return await tell(request, config, answer, stream=bool(body.stream))
 
 
 async def start_chat(
-    body: ChatRequest, service: ModelService, target: Target, caller: Caller
-) -> "ChatAnswer":
-    """Queue the requests for a conversation's answers.
+    body: ChatRequest,
+    service: ModelService,
+    target: Target,
+    caller: Caller,
+    kind: "type[Answer]",
+) -> "Answer":
+    """Queue the requests for a conversation's answers, which `kind` will tell.
 
     Raises:
         MillstreamError: the conversation or a field is refused, or too much is queued.
     """
-    check_stream_options(body)
     if body.top_logprobs and not body.logprobs:
         raise InvalidArgument("top_logprobs", body.top_logprobs, "0 unless logprobs is true")
     if body.echo and not body.continue_final_message:
         raise InvalidArgument("echo", True, "false unless continue_final_message is true")
-    prompt = await service.texts.run_long(_size(body), _prompt, body, target.served)
-    served = target.served
-    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    check_max_tokens(limit, body.max_completion_tokens or body.max_tokens, served.name, served.max_length)
-    params = sampling_params(
+    wanted = read_request(
         body,
-        served.chat_defaults,
-        target.served.tokenizer,
+        target,
+        caller,
+        defaults=target.served.chat_defaults,
+        limit="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    generation = await Generation.start(
-        service, target, [prompt], params, request_options(body, caller, target.adapter)
-    )
-    return ChatAnswer(body, generation)
+    prompt = await service.texts.run_long(_size(body), _prompt, body, target.served)
+    return kind(body, await Generation.start(service, target, [prompt], wanted.params, wanted.options))
 
 
 def _size(body: ChatRequest) -> int:
@@ -120,35 +110,16 @@ def _template_variables(body: ChatRequest) -> dict[str, Any]:
     return {**given, **(body.chat_template_kwargs or {})}
 
 
-class AnswerPiece(msgspec.Struct, frozen=True):
-    """What is new of one choice."""
-
-    index: int
-    reasoning: str
-    content: str
-    elements: Output
-
-    @property
-    def finish_reason(self) -> FinishName | None:
-        """Set in a choice's last piece."""
-        reason = self.elements.finish_reason
-        return None if reason is None else finish_name(reason)
-
-
-class ChatAnswer:
+class ChatAnswer(AnswerStream):
     """The answers of one request, as one object or as a stream of chunks."""
 
     def __init__(self, body: ChatRequest, generation: Generation) -> None:
-        self.id = new_id("chatcmpl-")
-        self.created = int(time())
-        self.generation = generation
+        super().__init__("chatcmpl-", generation)
         self._body = body
         self._tokenizer = generation.target.served.tokenizer
         self._echo = _last_text(body) if body.echo else ""
         handler = generation.target.served.handler
-        self._splitters: list[ReasoningSplitter | None] = [
-            handler.reasoning(generation.prompts[0]) for _ in generation.queues
-        ]
+        self._parsers = [handler.answer_parser(generation.prompts[0]) for _ in generation.queues]
         self._with_reasoning = body.include_reasoning is not False
         self._only_text = not (
             body.logprobs or body.return_token_ids or continuous_usage(body.stream_options)
@@ -184,7 +155,7 @@ class ChatAnswer:
         )
 
     def _choice(self, index: int, elements: Output) -> ChatChoice:
-        text = next_piece(self._splitters[index], elements.text, ended=True)
+        text = self._parsers[index].push(elements.text, ended=True)
         queue = self.generation.queues[index]
         message: dict[str, Any] = {"role": "assistant", "content": self._echo + text.content, "refusal": None}
         if text.reasoning and self._with_reasoning:
@@ -201,50 +172,34 @@ class ChatAnswer:
             **more,
         )
 
-    async def pieces(self) -> AsyncIterator[AnswerPiece]:
-        """What is new of the choices, as it comes, up to the end of all.
+    def parsed(self, index: int, elements: Output) -> Piece:
+        """The text of a choice's next elements, parted."""
+        return self._parsers[index].push(elements.text, ended=elements.finish_reason is not None)
 
-        Raises:
-            ApiError: one failed, or its time was up before it began.
-        """
-        async for index, elements in self.generation.events():
-            ended = elements.finish_reason is not None
-            if ended:
-                self.generation.require_success(self.generation.queues[index])
-            text = next_piece(self._splitters[index], elements.text, ended=ended)
-            yield AnswerPiece(index, text.reasoning, text.content, elements)
+    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+        """A chunk, behind one with the role at the beginning."""
+        begin = self._chunk(index, ChatDelta(role="assistant", content=self._echo)) if first else b""
+        return begin + self._delta(index, self.parsed(index, elements), elements)
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """The events of the answer, up to [DONE]; a failure on the way is an event, too."""
-        begun: set[int] = set()
-        try:
-            async for piece in self.pieces():
-                if piece.index not in begun:
-                    begun.add(piece.index)
-                    yield self._chunk(piece.index, ChatDelta(role="assistant", content=self._echo))
-                if (data := self._delta(piece)) is not None:
-                    yield data
-        except ApiError as error:
-            yield b"data: " + error.body() + b"\n\n"
-        else:
-            if self._body.stream_options is not None and self._body.stream_options.include_usage:
-                yield event(self._event((), usage=True))
-        yield DONE
+    def usage_event(self) -> bytes:
+        """A chunk without choices."""
+        options = self._body.stream_options
+        return event(self._event((), usage=True)) if options is not None and options.include_usage else b""
 
-    def _delta(self, piece: AnswerPiece) -> bytes | None:
-        """The event of one piece; None where there is nothing to tell."""
+    def _delta(self, index: int, piece: Piece, elements: Output) -> bytes:
+        """The event of one piece; none where there is nothing to tell."""
         body, content = self._body, piece.content
         reasoning = piece.reasoning if self._with_reasoning else ""
-        ended = piece.elements.finish_reason is not None
+        ended = elements.finish_reason is not None
         if content and self._only_text and not (reasoning or ended):
-            return self._text_events[piece.index](content)
+            return self._text_events[index](content)
         if not (content or reasoning or ended or body.logprobs or body.return_token_ids):
-            return None
+            return b""
         delta = ChatDelta(
             content=content if content or not reasoning else msgspec.UNSET,
             reasoning_content=reasoning or msgspec.UNSET,
         )
-        return self._chunk(piece.index, delta, piece.elements)
+        return self._chunk(index, delta, elements)
 
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((ChatChunkChoice(index, ChatDelta(content=text), None, None),)))

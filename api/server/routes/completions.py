@@ -1,8 +1,7 @@
 """/v1/completions: continuations of prompts."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from time import time
 from typing import Any
 
 import msgspec
@@ -12,30 +11,23 @@ from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
 from ...models import Model
+from ..answer_stream import AnswerStream
 from ..bodies import BodyRoute
 from ..errors import ApiError
 from ..generation import Generation, finish_name
 from ..logprobs import CompletionTable, joined, prompt_logprobs, prompt_logprobs_in_chunk
-from ..sampling import (
-    Caller,
-    check_max_tokens,
-    check_stream_options,
-    request_options,
-    sampling_params,
-    shortened,
-)
+from ..sampling import Caller, read_request, shortened
 from ..schemas.chunks import CompletionChunk, CompletionChunkChoice
 from ..schemas.common import FinishName
 from ..schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from ..service import ModelService, Target
-from ..sse import DONE, TextEvent, event
+from ..sse import TextEvent, event
 from ..text_pool import encode
 from .context import (
     AskedBy,
     Config,
     Service,
     continuous_usage,
-    new_id,
     target_of,
     tell,
     told_as,
@@ -70,29 +62,26 @@ async def start_completion(
     Raises:
         MillstreamError: a prompt or a field is refused, or too much is queued.
     """
-    check_stream_options(body)
     if body.max_tokens == 0 and not body.echo:
         raise InvalidArgument("max_tokens", 0, "1 or more without echo")
+    wanted = read_request(
+        body,
+        target,
+        caller,
+        defaults=target.served.text_defaults,
+        limit="max_tokens",
+        max_tokens=max(body.max_tokens, 1) if body.max_tokens is not None else None,
+        logprobs=body.logprobs,
+    )
+    params = wanted.params
+    if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
+        params = msgspec.structs.replace(params, prompt_logprobs=body.logprobs)
     prompts = await service.texts.run_long(_size(body), _prompts, body, target.served)
     if len(prompts) * (body.n or 1) > _MAX_CHOICES:
         given = f"prompt has {len(prompts)} prompts and n is {body.n or 1}"
         message = f"{given}; allowed: {_MAX_CHOICES} choices in all"
         raise ApiError(400, message, param="prompt", code="invalid_value")
-    if "max_tokens" in body.model_fields_set:
-        check_max_tokens("max_tokens", body.max_tokens, target.served.name, target.served.max_length)
-    params = sampling_params(
-        body,
-        target.served.text_defaults,
-        target.served.tokenizer,
-        max_tokens=max(body.max_tokens, 1) if body.max_tokens is not None else None,
-        logprobs=body.logprobs,
-    )
-    if body.echo and body.logprobs is not None and params.prompt_logprobs is None:
-        params = msgspec.structs.replace(params, prompt_logprobs=body.logprobs)
-    generation = await Generation.start(
-        service, target, prompts, params, request_options(body, caller, target.adapter)
-    )
-    return CompletionAnswer(body, generation)
+    return CompletionAnswer(body, await Generation.start(service, target, prompts, params, wanted.options))
 
 
 def _size(body: CompletionRequest) -> int:
@@ -117,13 +106,11 @@ def _prompts(body: CompletionRequest, served: Model) -> list[list[int]]:
     return [shortened(ids, body.truncate_prompt_tokens) for ids in token_ids]
 
 
-class CompletionAnswer:
+class CompletionAnswer(AnswerStream):
     """The continuations of one request, as one object or as a stream of chunks."""
 
     def __init__(self, body: CompletionRequest, generation: Generation) -> None:
-        self.id = new_id("cmpl-")
-        self.created = int(time())
-        self.generation = generation
+        super().__init__("cmpl-", generation)
         self._body = body
         self._tokenizer = generation.target.served.tokenizer
         self._tables = [CompletionTable(self._tokenizer) for _ in generation.queues]
@@ -193,27 +180,20 @@ class CompletionAnswer:
         first = self.generation.queues[index - index % self.generation.samples]
         return text, self._tables[index].prompt(prompt, first.prompt_logprobs, self._body.logprobs)
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """The events of the answer, up to [DONE]; a failure on the way is an event, too."""
-        try:
-            begun: set[int] = set()
-            async for index, elements in self.generation.events():
-                if elements.finish_reason is not None:
-                    self.generation.require_success(self.generation.queues[index])
-                first = index not in begun
-                if self._only_text and not first and elements.text and elements.finish_reason is None:
-                    yield self._text_events[index](elements.text)
-                    continue
-                begun.add(index)
-                about_tokens = self._body.logprobs is not None or self._body.return_token_ids
-                if first or elements.text or elements.finish_reason or about_tokens:
-                    yield self._chunk(index, elements, first)
-        except ApiError as error:
-            yield b"data: " + error.body() + b"\n\n"
-        else:
-            if self._body.stream_options is not None and self._body.stream_options.include_usage:
-                yield event(self._event((), usage=True))
-        yield DONE
+    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+        """A chunk; where only text is to be told, between the first and the last, one that is made faster."""
+        ended = elements.finish_reason is not None
+        if self._only_text and elements.text and not (first or ended):
+            return self._text_events[index](elements.text)
+        about_tokens = self._body.logprobs is not None or self._body.return_token_ids
+        if first or elements.text or ended or about_tokens:
+            return self._chunk(index, elements, first)
+        return b""
+
+    def usage_event(self) -> bytes:
+        """A chunk without choices."""
+        options = self._body.stream_options
+        return event(self._event((), usage=True)) if options is not None and options.include_usage else b""
 
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((CompletionChunkChoice(index, text, None, None),)))

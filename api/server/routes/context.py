@@ -1,7 +1,6 @@
 """What routes take from a request besides its body, and what they say about their errors."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from secrets import token_hex
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
@@ -147,8 +146,3 @@ def usage_in_chunk(
     if options is None or not (options.include_usage or options.continuous_usage_stats):
         return msgspec.UNSET
     return usage_chunk(generation.usage()) if at_end or options.continuous_usage_stats else None
-
-
-def new_id(prefix: str) -> str:
-    """A fresh id of an answer."""
-    return f"{prefix}{token_hex(12)}"

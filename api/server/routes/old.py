@@ -1,13 +1,12 @@
 """/old: one current model, initialised and then talked to; kept for programs that still speak this way."""
 
-from collections.abc import AsyncIterator
-
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from ....engine import ModelConfig
+from ....engine import ModelConfig, Output
 from ..bodies import BodyRoute
 from ..errors import ApiError
+from ..generation import finish_name
 from ..keys import ADMIN_NAME
 from ..sampling import Caller
 from ..schemas.chat import ChatRequest
@@ -33,6 +32,22 @@ class OldPiece(msgspec.Struct, frozen=True):
 
     token: str
     finish_reason: str | None = None
+
+
+class OldStream(ChatAnswer):
+    """A chat's answer, streamed as /old/stream does it."""
+
+    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+        """An event of the content; none without any, but the last."""
+        content = self.parsed(index, elements).content
+        reason = elements.finish_reason
+        if not content and reason is None:
+            return b""
+        return event(OldPiece(content, None if reason is None else finish_name(reason)))
+
+    def final(self, error: ApiError | None) -> bytes:
+        """What has gone wrong."""
+        return b"" if error is None else b"data: " + error.body() + b"\n\n"
 
 
 @router.post("/initialize", name="old_initialize", responses=ADMIN_ERRORS)
@@ -88,26 +103,17 @@ async def stream(
 ) -> Response:
     """The current model's answer as server-sent events, a token (or what is ready) at a time."""
     answer = await _start(body, request, service, caller)
-    return EventStream(answer.generation, _pieces(answer), keep_alive=config.keep_alive_seconds)
+    return EventStream(answer.generation, answer.stream(), keep_alive=config.keep_alive_seconds)
 
 
 async def _start(
     body: OldGenerateRequest, request: Request, service: ModelService, caller: Caller
-) -> ChatAnswer:
+) -> OldStream:
     target = target_of(request, service, _status(request, service).model)
     asked = ChatRequest.model_validate({**body.model_dump(exclude_none=True), "include_reasoning": False})
-    answer = await start_chat(asked, service, target, caller)
+    answer = await start_chat(asked, service, target, caller, OldStream)
     note_generation(request, answer.generation)
     return answer
-
-
-async def _pieces(answer: ChatAnswer) -> AsyncIterator[bytes]:
-    try:
-        async for piece in answer.pieces():
-            if piece.content or piece.finish_reason:
-                yield event(OldPiece(piece.content, piece.finish_reason))
-    except ApiError as error:
-        yield b"data: " + error.body() + b"\n\n"
 
 
 def _current(request: Request) -> CurrentModel:

@@ -91,7 +91,7 @@ async def create_response(
             keeper.store.keep(run.kept(response))
 
     if body.stream:
-        return EventStream(run.generation, run.stream(keep), keep_alive=config.keep_alive_seconds)
+        return EventStream(run.generation, run.events(keep), keep_alive=config.keep_alive_seconds)
     with run.generation:
         response = await unless_gone(request, run.whole)
     if response is None:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.api.handlers import ReasoningSplitter, ReasoningTags
-from millstream.api.server.reasoning import ReasoningTokens, next_piece
+from millstream.api.handlers.answer_parser import AnswerParser, ReasoningTokens
 
 TAGS = ReasoningTags("<think>", "</think>")
 
@@ -57,10 +57,10 @@ def test_without_reasoning_all_is_content():
     tokens = ReasoningTokens(None, Letters(["<think>"]))
     tokens.push([0])
     assert (tokens.count, tokens.content_begun) == (0, True)
-    assert next_piece(None, "<think>", ended=False).content == "<think>"
+    assert AnswerParser(None).push("<think>", ended=False).content == "<think>"
 
 
 def test_the_last_piece_brings_what_was_held_back():
-    splitter = ReasoningSplitter(TAGS)
-    assert next_piece(splitter, "<think>a</th", ended=False).reasoning == "a"
-    assert next_piece(splitter, "", ended=True).reasoning == "</th"
+    parser = AnswerParser(ReasoningSplitter(TAGS))
+    assert parser.push("<think>a</th", ended=False).reasoning == "a"
+    assert parser.push("", ended=True).reasoning == "</th"
