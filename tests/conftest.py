@@ -18,7 +18,9 @@ bind_libraries()  # before configurations further down, which may import torch
 TESTS = Path(__file__).parent
 NEEDS = {
     "torch": (
+        "api/cli/test_served_models.py",
         "api/server/test_load.py",
+        "api/test_models.py",
         "api/server/test_malformed.py",
         "backends/answers",
         "backends/contract",
@@ -44,6 +46,7 @@ NEEDS = {
         "backends/llamacpp/test_adapters.py",
         "backends/llamacpp/test_backend.py",
         "backends/llamacpp/test_embeddings.py",
+        "backends/llamacpp/test_fixed_shapes.py",
         "backends/llamacpp/test_tokenizer.py",
         "backends/llamacpp/test_worker.py",
         "benchmarks/test_compare.py",

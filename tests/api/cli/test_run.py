@@ -43,6 +43,7 @@ def test_a_failing_worker_is_reported() -> None:
         run_async(demonstrate(config, 2))
 
 
+@pytest.mark.torch
 def test_the_bundled_model_answers_all_questions_right() -> None:
     async def ask() -> list[str]:
         async with running_model(ModelConfig(model="pyhelp", threads=1, num_blocks=600)) as model:

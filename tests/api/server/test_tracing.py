@@ -133,7 +133,7 @@ async def test_spans_arrive_at_an_endpoint():
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(NotSupported, match=r"pip install 'millstream\[otel\]'"):
+    with pytest.raises(NotSupported, match=r"pip install opentelemetry-sdk"):
         start_tracing("http://127.0.0.1:4318/v1/traces")
 
 

@@ -12,7 +12,7 @@ from millstream.errors import NotSupported
 def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     monkeypatch.delitem(sys.modules, "llama_cpp.llama_cpp", raising=False)
-    with pytest.raises(NotSupported, match=r"not installed: pip install 'millstream\[llamacpp\]'"):
+    with pytest.raises(NotSupported, match=r"not installed: pip install llama-cpp-python gguf"):
         library._Library()
 
 
