@@ -11,8 +11,6 @@ from ..scheduler import SamplingParams
 from ..scheduler.sampling_fields import read_sampling_fields
 from .handlers import ModelHandler, handler_for
 
-DEFAULT_MAX_NEW_TOKENS = 512
-
 
 class Model:
     """What an engine's model is called, what its files say, and how to talk to it; it need not run."""
@@ -66,8 +64,7 @@ class Model:
     def sampling_params(self, *given: Mapping[str, Any]) -> SamplingParams:
         """The model's defaults, over them what is given, the later over the earlier.
 
-        Names and forms are those that `read_sampling_fields` reads. Where nothing bounds the length, outputs
-        end at DEFAULT_MAX_NEW_TOKENS.
+        Names and forms are those that `read_sampling_fields` reads.
 
         Raises:
             InvalidArgument: a field does not exist, or its value lies outside its range.
@@ -75,6 +72,4 @@ class Model:
         fields = dict(self.chat_defaults)
         for more in given:
             fields.update(read_sampling_fields(more))
-        if fields.get("max_length") is None:
-            fields.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         return SamplingParams(**fields)

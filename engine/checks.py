@@ -45,8 +45,12 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
                 raise InvalidArgument(parameter, token, f"token ids from 0 to {vocab_size - 1}")
 
 
-def check_lengths(model: str, prompt_length: int, params: SamplingParams, max_length: int) -> int:
+def check_lengths(
+    model: str, prompt_length: int, params: SamplingParams, max_length: int, default: int | None
+) -> int:
     """Most tokens the output may have, in a model whose requests hold up to `max_length` tokens.
+
+    `default` bounds an output whose parameters set no bound.
 
     Raises:
         LimitExceeded: the prompt, or the length asked for, is too long.
@@ -61,7 +65,7 @@ def check_lengths(model: str, prompt_length: int, params: SamplingParams, max_le
         raise LimitExceeded(
             f"max_length is {params.max_length}; {model!r} allows up to {max_length}", "max_length"
         )
-    max_output = params.max_output_tokens(prompt_length, max_length)
+    max_output = params.max_output_tokens(prompt_length, max_length, default)
     if max_output < 1:
         raise LimitExceeded(
             f"max_length is {params.max_length}, which leaves no room for output after a prompt of "

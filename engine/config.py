@@ -45,6 +45,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedFiel
     results depend on it, all physical cores. Else exactly so many."""
     max_length: int | None = None
     """Longest request in tokens, prompt and output together."""
+    default_max_new_tokens: int | None = 2048
+    """Longest output, in tokens, of a request that sets no bound itself; None: what is left of max_length."""
     block_size: int = 16
     num_blocks: int | None = None
     """Blocks of the cache. By default what requests can use, on a CPU at most half of the memory that is
@@ -80,7 +82,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedFiel
         _require(
             _is_int(self.threads) and self.threads >= 0, self, "threads", "0 (as many as are fastest) or more"
         )
-        bounds = (("max_length", 2), ("num_blocks", 2), ("max_adapters", 0), ("max_adapter_rank", 1))
+        bounds = (
+            ("max_length", 2),
+            ("default_max_new_tokens", 1),
+            ("num_blocks", 2),
+            ("max_adapters", 0),
+            ("max_adapter_rank", 1),
+        )
         for field, least in bounds:
             value = getattr(self, field)
             allowed = f"{least} or more, or None"

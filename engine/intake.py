@@ -12,6 +12,7 @@ from ..kvcache import root_digest
 from ..scheduler import Pooling, Request, SamplingParams
 from .adapters import AdapterTable
 from .checks import check_kind, check_lengths, check_prompt, check_token_ids
+from .config import ModelConfig
 from .embeddings import PoolingParams
 from .output_stream import OutputStream
 from .outputs import OutputState
@@ -64,9 +65,9 @@ class Intake:
         tokenizer: Callable[[], Tokenizer],
         *,
         max_length: int,
-        queue_timeout: float | None,
+        config: ModelConfig,
     ) -> None:
-        """`tokenizer` raises where the model has none; `queue_timeout` holds where a request says nothing."""
+        """`tokenizer` raises where the model has none; `config` holds where a request says nothing."""
         self.adapters = adapters
         self._model = model
         self._info = info
@@ -74,7 +75,7 @@ class Intake:
         self._loop = loop
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._queue_timeout = queue_timeout
+        self._config = config
 
     def token_ids(self, prompt: Prompt) -> Sequence[int]:
         """Token ids of a text; token ids as they are. Raises ModelFormatError without a tokenizer."""
@@ -125,7 +126,9 @@ class Intake:
     ) -> list[OutputState]:
         # Its length first: what is far too long need not be looked at.
         check_kind(prompt)
-        max_output = check_lengths(self._model, len(prompt), params, self._max_length)
+        max_output = check_lengths(
+            self._model, len(prompt), params, self._max_length, self._config.default_max_new_tokens
+        )
         token_ids = check_prompt(prompt, self._info.vocab_size)
         eos = self._info.eos_token_ids if params.eos_token_ids is None else params.eos_token_ids
         outputs: list[OutputState] = []
@@ -185,7 +188,7 @@ class Intake:
     ) -> Request:
         now = monotonic()
         salt = options.tenant if options.cache_salt is None else options.cache_salt
-        queue_timeout = self._queue_timeout if options.queue_timeout is None else options.queue_timeout
+        queue_timeout = self._config.queue_timeout if options.queue_timeout is None else options.queue_timeout
         return Request(
             next(self._request_ids),
             token_ids,

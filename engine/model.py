@@ -132,7 +132,7 @@ class InstalledModel:
             adapters,
             lambda: self.tokenizer,
             max_length=self.plan.max_length,
-            queue_timeout=self.config.queue_timeout,
+            config=self.config,
         )
         try:
             for name, path in self.config.adapters.items():

@@ -98,7 +98,7 @@ def take_snapshot(state: str, stats: EngineStats, scheduler: Scheduler, kv: KVCa
     now = monotonic()
     requests = scheduler.live_requests()
     shown = tuple(_row(request, now) for request in islice(_running_first(requests), MAX_ROWS))
-    recent = [seconds for when, seconds in scheduler.first_tokens() if now - when <= _RECENT]
+    recent = [seconds for when, seconds in list(scheduler.counters.first_tokens) if now - when <= _RECENT]
     return EngineSnapshot(
         state=state,
         stats=stats,

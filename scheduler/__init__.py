@@ -6,7 +6,8 @@ from .config import Eviction, Policy, SchedulerConfig
 from .named_fields import NamedFields
 from .request import FinishReason, Request, RequestStatus
 from .sampling_params import SamplingParams
-from .scheduler import Scheduler, SchedulerStats
+from .scheduler import Scheduler
+from .statistics import SchedulerStats
 
 __all__ = [
     "Admission",

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from ..kvcache import BlockTable
-from .batch import Pooling
+from .batch import Pooling, SequenceStart
 from .sampling_params import SamplingParams
 
 
@@ -144,6 +144,25 @@ class Request:
     def finished(self) -> bool:
         """True once it has a finish reason."""
         return self.status is RequestStatus.FINISHED
+
+    @property
+    def prompt_computed(self) -> bool:
+        """True while all of its prompt lies in its blocks."""
+        return self.num_computed_tokens >= self.num_prompt_tokens
+
+    def sequence_start(self, seq: int) -> SequenceStart:
+        """What a worker is told when the request begins, or resumes, as the sequence `seq`."""
+        return SequenceStart(
+            seq=seq,
+            token_ids=tuple(self.token_ids),
+            num_prompt_tokens=self.num_prompt_tokens,
+            params=self.params,
+            seed=self.seed,
+            eos_token_ids=self.eos_token_ids,
+            min_output_tokens=self.min_tokens - self.num_prompt_tokens,
+            pooling=self.pooling,
+            adapter=self.adapter,
+        )
 
     def advance(self, token: int) -> FinishReason | None:
         """Append a generated token and say whether the request ends with it.

@@ -16,8 +16,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedF
     Names follow vLLM and transformers; DashInfer's names are translated at its face. Greedy decoding is
     `temperature=0` (or `top_k=1`). Lengths are in tokens; `max_length` and `min_length` count prompt and
     output together, `max_new_tokens` and `min_new_tokens` the output alone; where both maxima are given
-    the smaller bound holds. With neither, a request runs until the model's length is reached. `max_tokens` is
-    another name of `max_new_tokens`.
+    the smaller bound holds. With neither, the model's `default_max_new_tokens` does. `max_tokens` is another
+    name of `max_new_tokens`.
 
     Raises:
         InvalidArgument: a field does not exist, or a value has the wrong type or lies outside its range.
@@ -73,13 +73,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, metaclass=NamedF
             field.check(getattr(self, field.name))
         _check_together(self)
 
-    def max_output_tokens(self, prompt_length: int, model_max_length: int) -> int:
-        """Upper bound of output tokens for a prompt of `prompt_length` tokens in a model of that length."""
+    def max_output_tokens(self, prompt_length: int, model_max_length: int, default: int | None = None) -> int:
+        """Upper bound of output tokens for a prompt of `prompt_length` tokens in a model of that length.
+
+        `default` bounds the output where these parameters say nothing.
+        """
         bounds = [model_max_length - prompt_length]
         if self.max_new_tokens is not None:
             bounds.append(self.max_new_tokens)
         if self.max_length is not None:
             bounds.append(self.max_length - prompt_length)
+        if len(bounds) == 1 and default is not None:
+            bounds.append(default)
         return min(bounds)
 
     def min_output_tokens(self, prompt_length: int) -> int:

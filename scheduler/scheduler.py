@@ -1,10 +1,7 @@
 """Scheduler: gives each chosen request some tokens of every step so that it catches up."""
 
 from bisect import insort
-from collections import deque
 from collections.abc import Mapping, Set
-
-import msgspec
 
 from ..kvcache import BlockTable, KVCache
 from .admission import Admission
@@ -12,21 +9,9 @@ from .batch import Batch, Chunk, Pooling, SequenceStart, StepResult, Wants
 from .config import Eviction, SchedulerConfig
 from .lazy_heap import LazyHeap
 from .policy import eviction_rank, make_queue
+from .quarantine import Quarantine
 from .request import FinishReason, Request, RequestStatus
-
-
-class SchedulerStats(msgspec.Struct, frozen=True):
-    """State at one moment and counters since the start."""
-
-    running: int
-    waiting: int
-    queued_tokens: int
-    prompt_tokens: int
-    """Prompt tokens computed, those of a recompute after preemption included."""
-    generated_tokens: int
-    preemptions: int
-    steps: int
-    finished: dict[FinishReason, int]
+from .statistics import Counters, SchedulerStats
 
 
 class Scheduler:
@@ -53,6 +38,7 @@ class Scheduler:
         `shares_within_step`, `chunks_prompts` and `mixes_adapters` are WorkerSpec's.
         """
         self.admission = Admission(config, kv.capacity, chunks_prompts=chunks_prompts)
+        self.counters = Counters()
         self._kv = kv
         self._max_num_seqs = min(config.max_num_seqs, max_num_seqs or config.max_num_seqs)
         self._max_num_batched_tokens = config.max_num_batched_tokens
@@ -68,18 +54,12 @@ class Scheduler:
         self._by_seq: dict[int, Request] = {}
         self._free_seqs = list(range(self._max_num_seqs))[::-1]
         self._retired: list[int] = []
-        self._suspects: list[Request] = []  # each runs alone until it has completed a step
+        self._quarantine = Quarantine()
         self._turns: dict[str | None, int] = {}  # adapter -> the step it last had, where they cannot mix
         self._deadlines: LazyHeap[float] = LazyHeap(lambda request: not request.finished)
         self._finished: list[Request] = []
-        self._first_tokens: deque[tuple[float, float]] = deque(maxlen=64)
 
         self._arrivals = 0
-        self._prompt_tokens = 0
-        self._generated_tokens = 0
-        self._preemptions = 0
-        self._steps = 0
-        self._finish_counts = dict.fromkeys(FinishReason, 0)
 
     # Between steps
 
@@ -107,10 +87,9 @@ class Scheduler:
         request.finish_reason = reason
         self._release_followers(request)
         request.leader = None
-        if request in self._suspects:
-            self._suspects.remove(request)
+        self._quarantine.discard(request)
         del self._requests[request.request_id]
-        self._finish_counts[reason] += 1
+        self.counters.finished[reason] += 1
         self._finished.append(request)
 
     def expire(self, now: float) -> None:
@@ -146,8 +125,9 @@ class Scheduler:
         """
         chunks: list[Chunk] = []
         started: list[SequenceStart] = []
-        if self._suspects:
-            self._schedule_alone(self._suspects[0], chunks, started, now)
+        suspect = self._quarantine.next()
+        if suspect is not None:
+            self._schedule_alone(suspect, chunks, started, now)
         elif self._mixes_adapters:
             budget = self._schedule_running(list(self._running), chunks, now)
             self._schedule_waiting(chunks, started, budget, now)
@@ -155,14 +135,13 @@ class Scheduler:
             self._schedule_one_adapter(chunks, started, now)
         if not chunks:
             return None
-        self._steps += 1
+        self.counters.steps += 1
         retired, self._retired = self._retired, []
         return Batch(tuple(chunks), tuple(started), tuple(retired))
 
     def update(self, batch: Batch, result: StepResult, now: float) -> list[Request]:
         """Book the step's tokens; returns the requests of the batch's chunks, in their order."""
-        if self._suspects:
-            self._suspects.pop(0)
+        self._quarantine.step_completed()
         self._kv.forget(result.lost_blocks)
         served = [self._by_seq[chunk.seq] for chunk in batch.chunks]
         for chunk, request, token in zip(batch.chunks, served, result.token_ids, strict=True):
@@ -173,7 +152,7 @@ class Scheduler:
             request.num_computed_tokens = computed
             if not self._shares_within_step and request.table is not None:
                 self._kv.register(request.table, request.token_ids, computed, now)
-            if request.followers and self._prompt_done(request):
+            if request.followers and request.prompt_computed:
                 self._release_followers(request)
             if token is None:
                 if chunk.seq in result.errors:
@@ -183,9 +162,7 @@ class Scheduler:
                     request.embedding = result.embeddings[chunk.seq]
                     self.finish(request, FinishReason.STOP, now)
                 continue
-            self._generated_tokens += 1
-            if len(request.token_ids) == request.num_prompt_tokens:
-                self._first_tokens.append((now, now - request.arrival_time))
+            self.counters.generated(request, now)
             reason = request.advance(token)
             if reason is None and len(request.token_ids) > self._kv.capacity:
                 reason = FinishReason.INTERRUPTED
@@ -208,7 +185,7 @@ class Scheduler:
             failed[0].error = message
             self.finish(failed[0], FinishReason.ERROR, now)
         else:
-            self._suspects.extend(request for request in failed if request not in self._suspects)
+            self._quarantine.add(failed)
 
     # What a step is made of
 
@@ -224,7 +201,7 @@ class Scheduler:
             budget = self._schedule_running(same, chunks, now)
             self._schedule_waiting(chunks, started, budget, now, {adapter})
             if chunks:
-                self._turns[adapter] = self._steps + 1
+                self._turns[adapter] = self.counters.steps + 1
                 return
 
     def _schedule_running(self, chosen: list[Request], chunks: list[Chunk], now: float) -> int:
@@ -234,7 +211,7 @@ class Scheduler:
             chosen.sort(key=self._rank)
         block_size = self._kv.block_size
         budget = self._max_num_batched_tokens
-        preemptions = self._preemptions
+        preemptions = self.counters.preemptions
         behind = len(chosen)
         for request in chosen:
             behind -= 1
@@ -248,7 +225,7 @@ class Scheduler:
                 continue
             chunks.append(self._chunk(request, table, num_tokens, now))
             budget -= num_tokens
-        return budget if self._preemptions == preemptions else 0
+        return budget if self.counters.preemptions == preemptions else 0
 
     def _make_room(self, request: Request, num_tokens: int, now: float) -> bool:
         """Extend the request's table, preempting others if need be; False when it had to go itself.
@@ -310,7 +287,7 @@ class Scheduler:
 
     def _open_table(self, request: Request, now: float, *, headroom: int) -> BlockTable | None:
         leader = request.leader
-        if leader is not None and leader.table is not None and self._prompt_done(leader):
+        if leader is not None and leader.table is not None and leader.prompt_computed:
             shared = leader.num_prompt_tokens
             return self._kv.fork(leader.table, shared, request.token_ids, headroom=headroom)
         # Log-probabilities and hidden states come only from computing a prompt; its last token always is.
@@ -331,17 +308,7 @@ class Scheduler:
         request.seq = seq = self._free_seqs.pop()
         self._by_seq[seq] = request
         insort(self._running, request, key=self._rank)
-        return SequenceStart(
-            seq=seq,
-            token_ids=tuple(request.token_ids),
-            num_prompt_tokens=request.num_prompt_tokens,
-            params=request.params,
-            seed=request.seed,
-            eos_token_ids=request.eos_token_ids,
-            min_output_tokens=request.min_tokens - request.num_prompt_tokens,
-            pooling=request.pooling,
-            adapter=request.adapter,
-        )
+        return request.sequence_start(seq)
 
     def _chunk(self, request: Request, table: BlockTable, num_tokens: int, now: float) -> Chunk:
         start = request.num_computed_tokens
@@ -350,7 +317,7 @@ class Scheduler:
         seq = request.seq
         assert seq is not None  # only running requests are sliced
         if start < request.num_prompt_tokens:
-            self._prompt_tokens += min(end, request.num_prompt_tokens) - start
+            self.counters.prompt_tokens += min(end, request.num_prompt_tokens) - start
         if self._shares_within_step and end // self._kv.block_size > table.num_registered:
             self._kv.register(table, token_ids, end, now)
         self._queue.charge(request, num_tokens)
@@ -365,7 +332,7 @@ class Scheduler:
         self._release(request, now)
         request.status = RequestStatus.WAITING
         request.num_preemptions += 1
-        self._preemptions += 1
+        self.counters.preemptions += 1
         self._queue.push(request)
 
     def _release(self, request: Request, now: float) -> None:
@@ -389,7 +356,7 @@ class Scheduler:
             if deadline is not None:
                 self._deadlines.push(deadline, request)
         leader = request.leader
-        if leader is not None and not leader.finished and not self._prompt_done(leader):
+        if leader is not None and not leader.finished and not leader.prompt_computed:
             leader.followers.append(request)
         else:
             self._queue.push(request)
@@ -400,27 +367,14 @@ class Scheduler:
             if not follower.finished:
                 self._queue.push(follower)
 
-    @staticmethod
-    def _prompt_done(leader: Request) -> bool:
-        return leader.num_computed_tokens >= leader.num_prompt_tokens
-
     # Seen from outside
-
-    def first_tokens(self) -> list[tuple[float, float]]:
-        """Of the latest 64 first tokens: when each came, and how long after its arrival, in seconds."""
-        return list(self._first_tokens)
 
     def stats(self) -> SchedulerStats:
         """State at this moment and counters since the start."""
-        return SchedulerStats(
+        return self.counters.stats(
             running=len(self._running),
             waiting=len(self._requests) - len(self._running),
             queued_tokens=self.admission.queued_tokens,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            preemptions=self._preemptions,
-            steps=self._steps,
-            finished=dict(self._finish_counts),
         )
 
     def check_integrity(self) -> None:

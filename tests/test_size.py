@@ -22,7 +22,6 @@ LONG_FILES = {
     "api/server/metrics/table.py": "one entry per metric, read as a table",
     "api/server/static/style.css": "the page has one sheet",
     "backends/native/csrc/sampling.cpp": "its passes share one template, which the compiler inlines",
-    "scheduler/scheduler.py": "admission, quarantine and planning share one queue",
 }
 """Files of more than MAX_LINES lines, each with its reason."""
 

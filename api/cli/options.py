@@ -104,6 +104,13 @@ def _policy(text: str) -> Policy:
         raise argparse.ArgumentTypeError(f"{text!r} is no policy; allowed: {allowed}") from None
 
 
+def _number_or_none(text: str) -> int | None:
+    try:
+        return None if text == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no bound; allowed: an integer, none") from None
+
+
 def _switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise argparse.ArgumentTypeError(f"{text!r} is no switch; allowed: on, off")
@@ -119,6 +126,12 @@ ENGINE_FLAGS = (
     EngineFlag("batch_invariant", "on gives the same bits in every batch", "on|off", _switch),
     EngineFlag("threads", "0: as many as are fastest, by measurement", "N", int),
     EngineFlag("max_length", "longest request in tokens, prompt and output together", "N", int),
+    EngineFlag(
+        "default_max_new_tokens",
+        "longest output where a request sets no bound; none: what is left of max_length",
+        "N|none",
+        _number_or_none,
+    ),
     EngineFlag("max_num_seqs", "requests in one step", "N", int),
     EngineFlag("max_num_batched_tokens", "tokens in one step", "N", int),
     EngineFlag("block_size", f"tokens in a cache block: {_one_of(BLOCK_SIZES)}", "N", int),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream.api.models import DEFAULT_MAX_NEW_TOKENS, Model
+from millstream.api.models import Model
 from millstream.engine import Engine, ModelConfig
 from millstream.errors import InvalidArgument, ModelNotFound
 
@@ -25,11 +25,6 @@ def test_what_its_files_and_the_engine_say(model) -> None:
 def test_defaults_then_what_is_given_the_later_first(model) -> None:
     params = model.sampling_params({"temperature": 0.1, "top_p": 0.9}, {"temperature": 0.2, "max_tokens": 4})
     assert (params.temperature, params.top_p, params.max_new_tokens) == (0.2, 0.9, 4)
-
-
-def test_an_output_that_nothing_bounds_ends_at_the_default(model) -> None:
-    assert model.sampling_params().max_new_tokens == DEFAULT_MAX_NEW_TOKENS
-    assert model.sampling_params({"max_length": 9}).max_new_tokens is None
 
 
 def test_an_unknown_field_is_named(model) -> None:

@@ -57,6 +57,19 @@ async def test_streamed_tokens_and_text_are_those_of_the_request_alone(start_eng
     assert all(len(text) == len(ids) == 20 for ids, text in alone)
 
 
+async def test_an_output_that_nothing_bounds_ends_at_the_model_s_default(start_engine):
+    prompt = [3, 1, 4, 1]
+
+    async def lengths(default):
+        async with start_engine(default_max_new_tokens=default, max_length=64) as engine:
+            asked = (greedy(), greedy(max_new_tokens=12), greedy(max_length=20), greedy(max_new_tokens=64))
+            streams = [(await engine.start_request("fake", prompt, params))[1] for params in asked]
+            return [len((await read(stream))[0]) for stream in streams]
+
+    assert await lengths(7) == [7, 12, 16, 60]
+    assert await lengths(None) == [60, 12, 16, 60]
+
+
 async def test_life_cycle_and_its_refusals():
     async with AsyncEngine() as engine:
         with pytest.raises(ModelNotFound, match=r"'nobody'.*installed: none"):
