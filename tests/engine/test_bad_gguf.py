@@ -66,7 +66,7 @@ async def engine():
         )
         await engine.start_model("other")
         params = SamplingParams(temperature=0, max_new_tokens=60)
-        _, stream = engine.start_request("other", "text", params)
+        _, stream = await engine.start_request("other", "text", params)
         yield engine
         await stream.await_finished()
         assert stream.finish_reason is FinishReason.LENGTH
@@ -95,7 +95,7 @@ async def test_damaged_files_are_refused_by_name(damage, engine, tmp_path):
     path.write_bytes(WHOLE)
     await engine.install_model(small(path))
     await engine.start_model("damaged")
-    _, stream = engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
+    _, stream = await engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
     await stream.await_finished()
     assert stream.num_output_tokens == 2
 

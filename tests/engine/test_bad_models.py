@@ -84,7 +84,7 @@ async def engine():
         )
         await engine.start_model("other")
         params = SamplingParams(temperature=0, max_new_tokens=60)
-        _, stream = engine.start_request("other", "text", params)
+        _, stream = await engine.start_request("other", "text", params)
         yield engine
         await stream.await_finished()
         assert stream.finish_reason is FinishReason.LENGTH
@@ -111,7 +111,7 @@ async def test_damaged_models_are_refused_by_name(damage, engine, tmp_path):
     shutil.copytree(PYHELP, folder)
     await engine.install_model(config)
     await engine.start_model("damaged")
-    _, stream = engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
+    _, stream = await engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
     await stream.await_finished()
     assert stream.num_output_tokens == 2
 

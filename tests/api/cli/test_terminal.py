@@ -71,7 +71,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 LOADS_FOR_EVER = """
-import sys, threading
+import signal, sys, threading
 from types import SimpleNamespace
 from millstream.api.cli import chat, options, running
 from millstream.api.cli.terminal import command_status
@@ -79,6 +79,10 @@ from millstream.backends.bundled import PYHELP
 from millstream.backends.fake import FakeBackend
 from millstream.backends.text.tokenizer import HFTokenizer
 from millstream.engine import ModelConfig
+
+
+# Whoever starts the tests in the background may have taken the signal away from them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class EndlessBackend(FakeBackend):
