@@ -5,15 +5,15 @@ from .base import ModelHandler
 from .llama import LlamaHandler
 from .mistral import MistralHandler
 from .qwen import QwenHandler
-from .reasoning import Piece, ReasoningSplitter, ReasoningTags
+from .reasoning import AnswerDelta, ReasoningSplitter, ReasoningTags
 from .registry import handler_for, register_handler
 
 __all__ = [
+    "AnswerDelta",
     "AnswerParser",
     "LlamaHandler",
     "MistralHandler",
     "ModelHandler",
-    "Piece",
     "QwenHandler",
     "ReasoningSplitter",
     "ReasoningTags",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...backends.worker import TextStream
-from .reasoning import Piece, ReasoningSplitter
+from .reasoning import AnswerDelta, ReasoningSplitter
 
 
 class ReasoningTokens:
@@ -28,13 +28,13 @@ class ReasoningTokens:
             if self.content_begun or self._splitter is None:
                 return
             was_reasoning = self._splitter.in_reasoning
-            piece = self._splitter.push(self._stream.push(token))
-            if piece.content and not was_reasoning:
+            delta = self._splitter.push(self._stream.push(token))
+            if delta.content and not was_reasoning:
                 self.content_begun = True
             elif was_reasoning or self._splitter.in_reasoning or self.count:
                 self.count += self._undecided + 1
                 self._undecided = 0
-                self.content_begun = piece.content != ""
+                self.content_begun = delta.content != ""
             else:
                 self._undecided += 1
 
@@ -47,17 +47,17 @@ class AnswerParser:
         self._splitter = splitter
         self._tokens = tokens
 
-    def push(self, text: str, token_ids: Sequence[int] = (), *, ended: bool) -> Piece:
+    def push(self, text: str, token_ids: Sequence[int] = (), *, ended: bool) -> AnswerDelta:
         """What is certain after the next text of the output; with `ended`, what was held back comes, too."""
         if self._tokens is not None:
             self._tokens.push(token_ids)
         if self._splitter is None:
-            return Piece(content=text)
-        piece = self._splitter.push(text)
+            return AnswerDelta(content=text)
+        delta = self._splitter.push(text)
         if not ended:
-            return piece
+            return delta
         rest = self._splitter.flush()
-        return Piece(piece.reasoning + rest.reasoning, piece.content + rest.content)
+        return AnswerDelta(delta.reasoning + rest.reasoning, delta.content + rest.content)
 
     @property
     def reasoning_tokens(self) -> int:

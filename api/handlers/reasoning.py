@@ -16,14 +16,14 @@ class ReasoningTags(msgspec.Struct, frozen=True):
     end: str
 
 
-class Piece(msgspec.Struct, frozen=True):
+class AnswerDelta(msgspec.Struct, frozen=True):
     """Text that has become certain, on either side."""
 
     reasoning: str = ""
     content: str = ""
 
 
-_NOTHING = Piece()
+_NOTHING = AnswerDelta()
 
 
 class _State(Enum):
@@ -55,26 +55,26 @@ class ReasoningSplitter:
         """Whether the last text pushed has ended inside of the block."""
         return self._state in (_State.OPENED, _State.REASONING)
 
-    def push(self, text: str) -> Piece:
+    def push(self, text: str) -> AnswerDelta:
         """What is certain after `text`, the next piece of the output."""
         if self._state is _State.CONTENT:
-            return Piece("", text)
+            return AnswerDelta("", text)
         text, self._held = self._held + text, ""
         if self._state is _State.BEGINNING:
             return self._begin(text)
         return self._reason(text) if self.in_reasoning else self._close(text)
 
-    def flush(self) -> Piece:
+    def flush(self) -> AnswerDelta:
         """What is still held back, at the end of the output; a second call gives nothing."""
         held, self._held = self._held, ""
-        return Piece(reasoning=held) if self.in_reasoning else Piece(content=held)
+        return AnswerDelta(reasoning=held) if self.in_reasoning else AnswerDelta(content=held)
 
-    def split(self, text: str) -> Piece:
+    def split(self, text: str) -> AnswerDelta:
         """A whole output at once."""
         first, rest = self.push(text), self.flush()
-        return Piece(first.reasoning + rest.reasoning, first.content + rest.content)
+        return AnswerDelta(first.reasoning + rest.reasoning, first.content + rest.content)
 
-    def _begin(self, text: str) -> Piece:
+    def _begin(self, text: str) -> AnswerDelta:
         start, begin = text.lstrip(), self._tags.begin
         if start.startswith(begin):
             self._state = _State.OPENED
@@ -83,9 +83,9 @@ class ReasoningSplitter:
             self._held = text
             return _NOTHING
         self._state = _State.CONTENT
-        return Piece(content=text)
+        return AnswerDelta(content=text)
 
-    def _reason(self, text: str) -> Piece:
+    def _reason(self, text: str) -> AnswerDelta:
         if self._state is _State.OPENED:
             text = text.lstrip("\n")
             if not text:
@@ -96,15 +96,15 @@ class ReasoningSplitter:
             sure = len(text) - _possible_beginning(text, self._tags.end)
             sure = len(text[:sure].rstrip("\n"))
             self._held = text[sure:]
-            return Piece(reasoning=text[:sure])
+            return AnswerDelta(reasoning=text[:sure])
         self._state = _State.CLOSED
-        return Piece(reasoning.rstrip("\n"), self._close(rest).content)
+        return AnswerDelta(reasoning.rstrip("\n"), self._close(rest).content)
 
-    def _close(self, text: str) -> Piece:
+    def _close(self, text: str) -> AnswerDelta:
         content = text.lstrip("\n")
         if content:
             self._state = _State.CONTENT
-        return Piece(content=content)
+        return AnswerDelta(content=content)
 
 
 def _possible_beginning(text: str, tag: str) -> int:

@@ -26,23 +26,23 @@ class AnswerStream(ABC):
         begun: set[int] = set()
         error: ApiError | None = None
         try:
-            async for index, elements in self.generation.events():
-                if elements.finish_reason is not None:
+            async for index, output in self.generation.events():
+                if output.finish_reason is not None:
                     self.check_end(index)
                 first = index not in begun
                 if first:
                     begun.add(index)
-                if data := self.delta(index, elements, first=first):
+                if data := self.delta(index, output, first=first):
                     yield data
         except ApiError as failure:
             error = failure
         yield self.final(error)
 
     @abstractmethod
-    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+    def delta(self, index: int, output: Output, *, first: bool) -> bytes:
         """The events that tell of what is new of a choice; none where there is nothing to tell.
 
-        `first` marks the beginning of a choice; at its end the elements have their finish reason.
+        `first` marks the beginning of a choice; at its end the output has its finish reason.
         """
 
     def final(self, error: ApiError | None) -> bytes:
@@ -57,4 +57,4 @@ class AnswerStream(ABC):
 
     def check_end(self, index: int) -> None:
         """Raise ApiError where a choice has ended in a way that is no answer."""
-        self.generation.require_success(self.generation.queues[index])
+        self.generation.require_success(self.generation.streams[index])

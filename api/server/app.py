@@ -87,10 +87,10 @@ def create_app(
     app.state.current_model = old.CurrentModel()
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(ApiError, _tell)
-    app.add_exception_handler(MillstreamError, _tell)
-    app.add_exception_handler(RequestValidationError, _tell)
-    app.add_exception_handler(HTTPException, _tell)
+    app.add_exception_handler(ApiError, _respond_error)
+    app.add_exception_handler(MillstreamError, _respond_error)
+    app.add_exception_handler(RequestValidationError, _respond_error)
+    app.add_exception_handler(HTTPException, _respond_error)
     _add_middleware(app, config, metrics, tracing)
     # Else it is built with the first message, too late to refuse a configuration.
     app.middleware_stack = app.build_middleware_stack()
@@ -141,7 +141,7 @@ def _body_fields() -> Mapping[str, frozenset[str]]:
     return found
 
 
-async def _tell(request: Request, error: Exception) -> Response:
+async def _respond_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == 405:
         # The framework names the methods of the first route alone.
         error.headers = {**(error.headers or {}), "Allow": ", ".join(_methods_at(request.scope["path"]))}

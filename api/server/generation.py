@@ -42,7 +42,7 @@ class Generation:
         self._service = service
         self._tenant = tenant
         self._handles = handles
-        self.queues: tuple[OutputStream, ...] = tuple(
+        self.streams: tuple[OutputStream, ...] = tuple(
             stream for handle in handles for stream in handle.streams
         )
 
@@ -87,26 +87,26 @@ class Generation:
 
     async def events(self) -> AsyncIterator[tuple[int, Output]]:
         """(choice, what is new of it) as it comes, up to the end of every choice."""
-        if len(self.queues) == 1:
-            queue, ended = self.queues[0], False
+        if len(self.streams) == 1:
+            stream, ended = self.streams[0], False
             while not ended:
-                elements = await queue.aget()
-                ended = elements.finish_reason is not None
-                yield 0, elements
+                output = await stream.aget()
+                ended = output.finish_reason is not None
+                yield 0, output
             return
         ready: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
 
-        async def forward(choice: int, queue: OutputStream) -> None:
-            async for elements in queue:
-                ready.put_nowait((choice, elements))
+        async def forward(choice: int, stream: OutputStream) -> None:
+            async for output in stream:
+                ready.put_nowait((choice, output))
 
-        tasks = [asyncio.create_task(forward(choice, queue)) for choice, queue in enumerate(self.queues)]
+        tasks = [asyncio.create_task(forward(choice, stream)) for choice, stream in enumerate(self.streams)]
         try:
             left = len(tasks)
             while left:
-                choice, elements = await ready.get()
-                left -= elements.finish_reason is not None
-                yield choice, elements
+                choice, output = await ready.get()
+                left -= output.finish_reason is not None
+                yield choice, output
         finally:
             for task in tasks:
                 task.cancel()
@@ -117,11 +117,11 @@ class Generation:
         Raises:
             ApiError: a choice failed, or its time was up before it had any output.
         """
-        for queue in self.queues:
-            await queue.await_finished()
-        for queue in self.queues:
-            self.require_success(queue)
-        return [queue.get_nowait() for queue in self.queues]
+        for stream in self.streams:
+            await stream.await_finished()
+        for stream in self.streams:
+            self.require_success(stream)
+        return [stream.get_nowait() for stream in self.streams]
 
     async def embeddings(self) -> list[tuple[float, ...]]:
         """The embedding of each prompt.
@@ -130,14 +130,14 @@ class Generation:
             ApiError: one failed, or its time was up.
         """
         await self.outputs()
-        return [queue.embedding or () for queue in self.queues]
+        return [stream.embedding or () for stream in self.streams]
 
-    def require_success(self, queue: OutputStream) -> None:
+    def require_success(self, stream: OutputStream) -> None:
         """Raise ApiError where a choice has ended in a way that is no answer."""
-        reason = queue.finish_reason
+        reason = stream.finish_reason
         if reason is FinishReason.ERROR:
-            raise ApiError(500, queue.error or "the request failed", kind=SERVER, code="internal_error")
-        if queue.num_output_tokens or queue.embedding is not None:
+            raise ApiError(500, stream.error or "the request failed", kind=SERVER, code="internal_error")
+        if stream.num_output_tokens or stream.embedding is not None:
             return
         if reason is FinishReason.QUEUE_TIMEOUT:
             raise ApiError(
@@ -153,12 +153,12 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         prompt = sum(len(ids) for ids in self.prompts)
-        output = sum(queue.num_output_tokens for queue in self.queues)
+        completion = sum(stream.num_output_tokens for stream in self.streams)
         cached = sum(handle.stream.num_cached_tokens for handle in self._handles)
         return Usage(
             prompt_tokens=prompt,
-            completion_tokens=output,
-            total_tokens=prompt + output,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         )
 

@@ -22,10 +22,10 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST)
 
 
-def chat_logprobs(tokenizer: Tokenizer, elements: Output) -> ChatLogprobs:
+def chat_logprobs(tokenizer: Tokenizer, output: Output) -> ChatLogprobs:
     """Of the tokens of one read, for a chat completion."""
     content: list[TokenLogprob] = []
-    for token, scores in zip(elements.token_ids, elements.logprobs, strict=True):
+    for token, scores in zip(output.token_ids, output.logprobs, strict=True):
         text = token_text(tokenizer, token)
         alternatives = [_alternative(tokenizer, other, value) for other, value in scores.top]
         content.append(
@@ -59,10 +59,10 @@ class CompletionTable:
         tops = [None if entry is None else entry.top[:alternatives] for entry in entries]
         return self._rows(token_ids, logprobs, tops)
 
-    def output(self, elements: Output) -> CompletionLogprobs:
+    def output(self, output: Output) -> CompletionLogprobs:
         """The rows of what was generated."""
-        logprobs = [entry.logprob for entry in elements.logprobs]
-        return self._rows(elements.token_ids, logprobs, [entry.top for entry in elements.logprobs])
+        logprobs = [entry.logprob for entry in output.logprobs]
+        return self._rows(output.token_ids, logprobs, [entry.top for entry in output.logprobs])
 
     def _rows(
         self,

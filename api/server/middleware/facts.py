@@ -27,12 +27,12 @@ def request_facts(scope: Scope) -> RequestFacts:
     if not isinstance(generation, Generation):
         return RequestFacts(state.get("model"), state.get("prompt_tokens"))
     usage = generation.usage()
-    queues = generation.queues
+    streams = generation.streams
     return RequestFacts(
         generation.target.name,
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.prompt_tokens_details.cached_tokens,
-        tuple(queue.finish_reason.value for queue in queues if queue.finish_reason is not None),
-        tuple(queue.times for queue in queues),
+        tuple(stream.finish_reason.value for stream in streams if stream.finish_reason is not None),
+        tuple(stream.times for stream in streams),
     )

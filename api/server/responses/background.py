@@ -54,7 +54,7 @@ class Background:
     async def _work(self, run: ResponseRun) -> None:
         with run.generation:
             try:
-                response = await run.whole_or_failed()
+                response = await run.end()
             except asyncio.CancelledError:
                 response = run.cancelled()
         self._store.keep(run.kept(response))

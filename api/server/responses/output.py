@@ -115,15 +115,15 @@ class OutputBuilder:
         """Of the next event."""
         return next(self._numbers)
 
-    def push(self, elements: Output) -> Iterator[Event]:
+    def push(self, output: Output) -> Iterator[Event]:
         """What is new of the output."""
-        ended = elements.finish_reason is not None
-        piece = self._parser.push(elements.text, elements.token_ids, ended=ended)
-        self._take_logprobs(elements)
-        if piece.reasoning:
-            yield from self._think(piece.reasoning)
-        if piece.content or (isinstance(self._open, _Message) and self._pending):
-            yield from self._say(piece.content)
+        ended = output.finish_reason is not None
+        delta = self._parser.push(output.text, output.token_ids, ended=ended)
+        self._take_logprobs(output)
+        if delta.reasoning:
+            yield from self._think(delta.reasoning)
+        if delta.content or (isinstance(self._open, _Message) and self._pending):
+            yield from self._say(delta.content)
 
     def end(self, *, completed: bool) -> Iterator[Event]:
         """The output has ended; one that is not complete was cut off in its last item.
@@ -134,11 +134,11 @@ class OutputBuilder:
             yield from self._say("")
         yield from self._close("completed" if completed else "incomplete")
 
-    def _take_logprobs(self, elements: Output) -> None:
+    def _take_logprobs(self, output: Output) -> None:
         """The answer's tokens alone have theirs in the response."""
         if not self._with_logprobs:
             return
-        rows = chat_logprobs(self._tokenizer, elements).content
+        rows = chat_logprobs(self._tokenizer, output).content
         self._pending += rows
         self._scored += len(rows)
         # Reasoning is the output's beginning; `_pending` holds the last of what was scored.

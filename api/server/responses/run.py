@@ -134,7 +134,7 @@ class ResponseRun(AnswerStream):
 
     def so_far(self) -> Response:
         """The response before it has ended."""
-        waits = self.generation.queues[0].times.first_scheduled is None
+        waits = self.generation.streams[0].times.first_scheduled is None
         return self._response("queued" if waits and self.background else "in_progress")
 
     async def whole(self) -> Response:
@@ -143,18 +143,18 @@ class ResponseRun(AnswerStream):
         Raises:
             ApiError: it failed, or its time was up before it began.
         """
-        (elements,) = await self.generation.outputs()
-        return self._end(elements)
+        (output,) = await self.generation.outputs()
+        return self._end(output)
 
-    async def whole_or_failed(self) -> Response:
+    async def end(self) -> Response:
         """The response at its end, whatever that is."""
-        queue = self.generation.queues[0]
-        await queue.await_finished()
-        return self._end(queue.get_nowait())
+        stream = self.generation.streams[0]
+        await stream.await_finished()
+        return self._end(stream.get_nowait())
 
     def cancelled(self) -> Response:
         """The response as far as it came, for the one who has cancelled it."""
-        for _ in self._output.push(self.generation.queues[0].get_nowait()):
+        for _ in self._output.push(self.generation.streams[0].get_nowait()):
             pass
         for _ in self._output.end(completed=False):
             pass
@@ -169,9 +169,9 @@ class ResponseRun(AnswerStream):
         async for data in self.stream():
             yield data
 
-    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+    def delta(self, index: int, output: Output, *, first: bool) -> bytes:
         """The events of the output's items."""
-        return b"".join(event.encode() for event in self._output.push(elements))
+        return b"".join(event.encode() for event in self._output.push(output))
 
     def check_end(self, index: int) -> None:
         """However it has ended, the response says so itself."""
@@ -190,8 +190,8 @@ class ResponseRun(AnswerStream):
         """The response at its end, for the store."""
         return KeptResponse.of(response, self.conversation.items, self.tenant, self._previous)
 
-    def _end(self, elements: Output) -> Response:
-        for _ in self._output.push(elements):
+    def _end(self, output: Output) -> Response:
+        for _ in self._output.push(output):
             pass
         for _ in self._output.end(completed=self._is_complete):
             pass
@@ -199,19 +199,19 @@ class ResponseRun(AnswerStream):
 
     @property
     def _is_complete(self) -> bool:
-        return self.generation.queues[0].finish_reason is FinishReason.STOP
+        return self.generation.streams[0].finish_reason is FinishReason.STOP
 
     def _ended(self) -> Response:
         """The response, with the output that was built."""
-        queue = self.generation.queues[0]
-        reason = queue.finish_reason or FinishReason.ERROR
+        stream = self.generation.streams[0]
+        reason = stream.finish_reason or FinishReason.ERROR
         usage = self._usage()
         if reason is FinishReason.STOP:
             return self._response("completed", usage=usage, completed_at=int(time()))
         if reason is FinishReason.LENGTH:
             details = IncompleteDetails(reason="max_output_tokens")
             return self._response("incomplete", usage=usage, incomplete_details=details)
-        message = queue.error or _FAILURES[reason]
+        message = stream.error or _FAILURES[reason]
         failure = ResponseFailure(code="server_error", message=message)
         return self._response("failed", usage=usage, error=failure)
 

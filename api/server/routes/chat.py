@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from ....engine import Output
 from ....errors import InvalidArgument
 from ....scheduler import FinishReason
-from ...handlers import Piece
+from ...handlers import AnswerDelta
 from ...models import Model
 from ..answer_stream import AnswerStream
 from ..bodies import BodyRoute
@@ -27,9 +27,9 @@ from .context import (
     Service,
     check_template,
     continuous_usage,
+    respond,
+    responses_of,
     target_of,
-    tell,
-    told_as,
     usage_in_chunk,
 )
 
@@ -41,7 +41,7 @@ router = APIRouter(route_class=BodyRoute, tags=["OpenAI"])
 @router.post(
     "/v1/chat/completions",
     response_class=Response,
-    responses=told_as(ChatCompletion),
+    responses=responses_of(ChatCompletion),
 )
 async def create_chat_completion(
     body: ChatRequest, request: Request, service: Service, config: Config, caller: AskedBy
@@ -50,7 +50,7 @@ async def create_chat_completion(
     target = target_of(request, service, body.model)
     check_template(body.chat_template, target.served, config)
     answer = await start_chat(body, service, target, caller, ChatAnswer)
-    return await tell(request, config, answer, stream=bool(body.stream))
+    return await respond(request, config, answer, stream=bool(body.stream))
 
 
 async def start_chat(
@@ -119,7 +119,7 @@ class ChatAnswer(AnswerStream):
         self._tokenizer = generation.target.served.tokenizer
         self._echo = _last_text(body) if body.echo else ""
         handler = generation.target.served.handler
-        self._parsers = [handler.answer_parser(generation.prompts[0]) for _ in generation.queues]
+        self._parsers = [handler.answer_parser(generation.prompts[0]) for _ in generation.streams]
         self._with_reasoning = body.include_reasoning is not False
         self._only_text = not (
             body.logprobs or body.return_token_ids or continuous_usage(body.stream_options)
@@ -127,7 +127,7 @@ class ChatAnswer(AnswerStream):
         """Whether the events between the first and the last of a choice have nothing but text to tell."""
         self._text_events = [
             TextEvent(partial(self._text_event, index))
-            for index in range(len(generation.queues) if body.stream and self._only_text else 0)
+            for index in range(len(generation.streams) if body.stream and self._only_text else 0)
         ]
 
     async def completion(self) -> ChatCompletion:
@@ -137,10 +137,10 @@ class ChatAnswer(AnswerStream):
             ApiError: it failed, or its time was up before it began.
         """
         outputs = await self.generation.outputs()
-        choices = [self._choice(index, elements) for index, elements in enumerate(outputs)]
+        choices = [self._choice(index, output) for index, output in enumerate(outputs)]
         more: dict[str, Any] = {}
         if self._body.prompt_logprobs is not None:
-            entries = self.generation.queues[0].prompt_logprobs
+            entries = self.generation.streams[0].prompt_logprobs
             more["prompt_logprobs"] = prompt_logprobs(self._tokenizer, self.generation.prompts[0], entries)
         if self._body.return_token_ids:
             more["prompt_token_ids"] = list(self.generation.prompts[0])
@@ -154,43 +154,43 @@ class ChatAnswer(AnswerStream):
             **more,
         )
 
-    def _choice(self, index: int, elements: Output) -> ChatChoice:
-        text = self._parsers[index].push(elements.text, ended=True)
-        queue = self.generation.queues[index]
+    def _choice(self, index: int, output: Output) -> ChatChoice:
+        text = self._parsers[index].push(output.text, ended=True)
+        stream = self.generation.streams[index]
         message: dict[str, Any] = {"role": "assistant", "content": self._echo + text.content, "refusal": None}
         if text.reasoning and self._with_reasoning:
             message["reasoning_content"] = text.reasoning
         more: dict[str, Any] = {}
         if self._body.return_token_ids:
-            more["token_ids"] = elements.token_ids
+            more["token_ids"] = output.token_ids
         return ChatChoice(
             index=index,
             message=AssistantMessage(**message),
-            logprobs=chat_logprobs(self._tokenizer, elements) if self._body.logprobs else None,
-            finish_reason=finish_name(queue.finish_reason or FinishReason.ERROR),
-            stop_reason=queue.stop_cause,
+            logprobs=chat_logprobs(self._tokenizer, output) if self._body.logprobs else None,
+            finish_reason=finish_name(stream.finish_reason or FinishReason.ERROR),
+            stop_reason=stream.stop_cause,
             **more,
         )
 
-    def parsed(self, index: int, elements: Output) -> Piece:
-        """The text of a choice's next elements, parted."""
-        return self._parsers[index].push(elements.text, ended=elements.finish_reason is not None)
+    def parsed(self, index: int, output: Output) -> AnswerDelta:
+        """The text of a choice's next output, parted."""
+        return self._parsers[index].push(output.text, ended=output.finish_reason is not None)
 
-    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+    def delta(self, index: int, output: Output, *, first: bool) -> bytes:
         """A chunk, behind one with the role at the beginning."""
         begin = self._chunk(index, ChatDelta(role="assistant", content=self._echo)) if first else b""
-        return begin + self._delta(index, self.parsed(index, elements), elements)
+        return begin + self._delta(index, self.parsed(index, output), output)
 
     def usage_event(self) -> bytes:
         """A chunk without choices."""
         options = self._body.stream_options
         return event(self._event((), usage=True)) if options is not None and options.include_usage else b""
 
-    def _delta(self, index: int, piece: Piece, elements: Output) -> bytes:
-        """The event of one piece; none where there is nothing to tell."""
-        body, content = self._body, piece.content
-        reasoning = piece.reasoning if self._with_reasoning else ""
-        ended = elements.finish_reason is not None
+    def _delta(self, index: int, parts: AnswerDelta, output: Output) -> bytes:
+        """The event of one delta; none where there is nothing to tell."""
+        body, content = self._body, parts.content
+        reasoning = parts.reasoning if self._with_reasoning else ""
+        ended = output.finish_reason is not None
         if content and self._only_text and not (reasoning or ended):
             return self._text_events[index](content)
         if not (content or reasoning or ended or body.logprobs or body.return_token_ids):
@@ -199,26 +199,26 @@ class ChatAnswer(AnswerStream):
             content=content if content or not reasoning else msgspec.UNSET,
             reasoning_content=reasoning or msgspec.UNSET,
         )
-        return self._chunk(index, delta, elements)
+        return self._chunk(index, delta, output)
 
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((ChatChunkChoice(index, ChatDelta(content=text), None, None),)))
 
-    def _chunk(self, index: int, delta: ChatDelta, elements: Output | None = None) -> bytes:
+    def _chunk(self, index: int, delta: ChatDelta, output: Output | None = None) -> bytes:
         logprobs: dict[str, Any] | None = None
         token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
         finish: FinishName | None = None
         stop: int | str | msgspec.UnsetType | None = msgspec.UNSET
-        if elements is not None:
+        if output is not None:
             if self._body.logprobs:
-                logprobs = chat_logprobs(self._tokenizer, elements).model_dump()
+                logprobs = chat_logprobs(self._tokenizer, output).model_dump()
             if self._body.return_token_ids:
-                token_ids = elements.token_ids
-            if elements.finish_reason is not None:
-                finish = finish_name(elements.finish_reason)
-                stop = self.generation.queues[index].stop_cause
+                token_ids = output.token_ids
+            if output.finish_reason is not None:
+                finish = finish_name(output.finish_reason)
+                stop = self.generation.streams[index].stop_cause
         choice = ChatChunkChoice(index, delta, logprobs, finish, stop, token_ids)
-        return event(self._event((choice,), first=elements is None))
+        return event(self._event((choice,), first=output is None))
 
     def _event(
         self, choices: tuple[ChatChunkChoice, ...], *, usage: bool = False, first: bool = False
@@ -229,7 +229,7 @@ class ChatAnswer(AnswerStream):
         if first and self._body.return_token_ids:
             prompt_ids = list(self.generation.prompts[0])
         if first and self._body.prompt_logprobs is not None:
-            entries = self.generation.queues[0].prompt_logprobs
+            entries = self.generation.streams[0].prompt_logprobs
             scores = prompt_logprobs_in_chunk(self._tokenizer, self.generation.prompts[0], entries)
         return ChatChunk(
             self.id,

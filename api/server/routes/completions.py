@@ -28,9 +28,9 @@ from .context import (
     Config,
     Service,
     continuous_usage,
+    respond,
+    responses_of,
     target_of,
-    tell,
-    told_as,
     usage_in_chunk,
 )
 
@@ -43,7 +43,7 @@ _MAX_CHOICES = 2048
 @router.post(
     "/v1/completions",
     response_class=Response,
-    responses=told_as(Completion),
+    responses=responses_of(Completion),
 )
 async def create_completion(
     body: CompletionRequest, request: Request, service: Service, config: Config, caller: AskedBy
@@ -51,7 +51,7 @@ async def create_completion(
     """Continue a prompt, or each of several, whole or as server-sent events."""
     target = target_of(request, service, body.model)
     answer = await start_completion(body, service, target, caller)
-    return await tell(request, config, answer, stream=bool(body.stream))
+    return await respond(request, config, answer, stream=bool(body.stream))
 
 
 async def start_completion(
@@ -113,7 +113,7 @@ class CompletionAnswer(AnswerStream):
         super().__init__("cmpl-", generation)
         self._body = body
         self._tokenizer = generation.target.served.tokenizer
-        self._tables = [CompletionTable(self._tokenizer) for _ in generation.queues]
+        self._tables = [CompletionTable(self._tokenizer) for _ in generation.streams]
         self._without_output = body.max_tokens == 0
         self._only_text = not (
             self._without_output
@@ -124,7 +124,7 @@ class CompletionAnswer(AnswerStream):
         """Whether the events between the first and the last of a choice have nothing but text to tell."""
         self._text_events = [
             TextEvent(partial(self._text_event, index))
-            for index in range(len(generation.queues) if body.stream and self._only_text else 0)
+            for index in range(len(generation.streams) if body.stream and self._only_text else 0)
         ]
 
     async def completion(self) -> Completion:
@@ -134,7 +134,7 @@ class CompletionAnswer(AnswerStream):
             ApiError: a choice failed, or its time was up before it began.
         """
         outputs = await self.generation.outputs()
-        choices = [self._choice(index, elements) for index, elements in enumerate(outputs)]
+        choices = [self._choice(index, output) for index, output in enumerate(outputs)]
         return Completion(
             id=self.id,
             object="text_completion",
@@ -144,27 +144,27 @@ class CompletionAnswer(AnswerStream):
             usage=self.generation.usage(),
         )
 
-    def _choice(self, index: int, elements: Output) -> CompletionChoice:
-        queue = self.generation.queues[index]
+    def _choice(self, index: int, output: Output) -> CompletionChoice:
+        stream = self.generation.streams[index]
         text, logprobs = self._echo(index)
         if not self._without_output:
-            text += elements.text
+            text += output.text
             if self._body.logprobs is not None:
-                output = self._tables[index].output(elements)
-                logprobs = output if logprobs is None else joined(logprobs, output)
+                scored = self._tables[index].output(output)
+                logprobs = scored if logprobs is None else joined(logprobs, scored)
         more: dict[str, Any] = {}
         prompt = self.generation.prompt_of(index)
         if self._body.prompt_logprobs is not None and index % self.generation.samples == 0:
-            more["prompt_logprobs"] = prompt_logprobs(self._tokenizer, prompt, queue.prompt_logprobs)
+            more["prompt_logprobs"] = prompt_logprobs(self._tokenizer, prompt, stream.prompt_logprobs)
         if self._body.return_token_ids:
-            more["token_ids"] = [] if self._without_output else elements.token_ids
+            more["token_ids"] = [] if self._without_output else output.token_ids
             more["prompt_token_ids"] = list(prompt)
         return CompletionChoice(
             index=index,
             text=text,
             logprobs=logprobs,
-            finish_reason=finish_name(queue.finish_reason or FinishReason.ERROR),
-            stop_reason=queue.stop_cause,
+            finish_reason=finish_name(stream.finish_reason or FinishReason.ERROR),
+            stop_reason=stream.stop_cause,
             **more,
         )
 
@@ -177,17 +177,17 @@ class CompletionAnswer(AnswerStream):
         if self._body.logprobs is None:
             return text, None
         # Only the first sample of a prompt reports on it.
-        first = self.generation.queues[index - index % self.generation.samples]
+        first = self.generation.streams[index - index % self.generation.samples]
         return text, self._tables[index].prompt(prompt, first.prompt_logprobs, self._body.logprobs)
 
-    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+    def delta(self, index: int, output: Output, *, first: bool) -> bytes:
         """A chunk; where only text is to be told, between the first and the last, one that is made faster."""
-        ended = elements.finish_reason is not None
-        if self._only_text and elements.text and not (first or ended):
-            return self._text_events[index](elements.text)
+        ended = output.finish_reason is not None
+        if self._only_text and output.text and not (first or ended):
+            return self._text_events[index](output.text)
         about_tokens = self._body.logprobs is not None or self._body.return_token_ids
-        if first or elements.text or ended or about_tokens:
-            return self._chunk(index, elements, first)
+        if first or output.text or ended or about_tokens:
+            return self._chunk(index, output, first)
         return b""
 
     def usage_event(self) -> bytes:
@@ -198,26 +198,26 @@ class CompletionAnswer(AnswerStream):
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._event((CompletionChunkChoice(index, text, None, None),)))
 
-    def _chunk(self, index: int, elements: Output, first: bool) -> bytes:
+    def _chunk(self, index: int, output: Output, first: bool) -> bytes:
         text, rows = self._echo(index) if first else ("", None)
         if not self._without_output:
-            text += elements.text
+            text += output.text
             if self._body.logprobs is not None:
-                output = self._tables[index].output(elements)
-                rows = output if rows is None else joined(rows, output)
+                scored = self._tables[index].output(output)
+                rows = scored if rows is None else joined(rows, scored)
         finish: FinishName | None = None
         stop: int | str | msgspec.UnsetType | None = msgspec.UNSET
-        if elements.finish_reason is not None:
-            finish = finish_name(elements.finish_reason)
-            stop = self.generation.queues[index].stop_cause
+        if output.finish_reason is not None:
+            finish = finish_name(output.finish_reason)
+            stop = self.generation.streams[index].stop_cause
         token_ids: Any = msgspec.UNSET
         prompt_ids: Any = msgspec.UNSET
         scores: Any = msgspec.UNSET
         if self._body.return_token_ids:
-            token_ids = [] if self._without_output else elements.token_ids
+            token_ids = [] if self._without_output else output.token_ids
             prompt_ids = list(self.generation.prompt_of(index)) if first else msgspec.UNSET
         if first and self._body.prompt_logprobs is not None and index % self.generation.samples == 0:
-            entries = self.generation.queues[index].prompt_logprobs
+            entries = self.generation.streams[index].prompt_logprobs
             prompt = self.generation.prompt_of(index)
             scores = prompt_logprobs_in_chunk(self._tokenizer, prompt, entries)
         choice = CompletionChunkChoice(

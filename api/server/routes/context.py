@@ -116,7 +116,7 @@ class Answer(Protocol):
         """The answer's events."""
 
 
-async def tell(request: Request, config: ServerConfig, answer: Answer, *, stream: bool) -> Response:
+async def respond(request: Request, config: ServerConfig, answer: Answer, *, stream: bool) -> Response:
     """The response that carries an answer; the work ends when the client leaves before it does."""
     note_generation(request, answer.generation)
     if stream:
@@ -128,7 +128,7 @@ async def tell(request: Request, config: ServerConfig, answer: Answer, *, stream
     return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-def told_as(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def responses_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Documentation of a route that answers so, or as server-sent events."""
     events = {"text/event-stream": {"schema": {"type": "string"}}}
     return {200: {"model": model, "content": events}, **ERRORS}

@@ -27,7 +27,7 @@ class CurrentModel:
         self.name: str | None = None
 
 
-class OldPiece(msgspec.Struct, frozen=True):
+class OldDelta(msgspec.Struct, frozen=True):
     """One event of /old/stream; the last one has the finish reason."""
 
     token: str
@@ -37,13 +37,13 @@ class OldPiece(msgspec.Struct, frozen=True):
 class OldStream(ChatAnswer):
     """A chat's answer, streamed as /old/stream does it."""
 
-    def delta(self, index: int, elements: Output, *, first: bool) -> bytes:
+    def delta(self, index: int, output: Output, *, first: bool) -> bytes:
         """An event of the content; none without any, but the last."""
-        content = self.parsed(index, elements).content
-        reason = elements.finish_reason
+        content = self.parsed(index, output).content
+        reason = output.finish_reason
         if not content and reason is None:
             return b""
-        return event(OldPiece(content, None if reason is None else finish_name(reason)))
+        return event(OldDelta(content, None if reason is None else finish_name(reason)))
 
     def final(self, error: ApiError | None) -> bytes:
         """What has gone wrong."""

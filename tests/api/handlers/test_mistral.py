@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream.api.handlers import Piece
+from millstream.api.handlers import AnswerDelta
 from millstream.errors import InvalidArgument
 
 from .conftest import SPECIAL
@@ -96,10 +96,10 @@ def test_reasoning_is_parted_at_tokens_of_its_own(handler, text_of) -> None:
     assert text_of(thinker, chat) == "<s>[INST]a[/INST][THINK]why[/THINK]b</s>[INST]c[/INST]"
     assert thinker.sampling_defaults["skip_special_tokens"] is False
     splitter = thinker.reasoning(thinker.prompt(chat))
-    assert splitter.split("[THINK]so[/THINK]yes") == Piece("so", "yes")
+    assert splitter.split("[THINK]so[/THINK]yes") == AnswerDelta("so", "yes")
     begun = [user("a"), assistant("", reasoning_content="w")]
     prompt = thinker.tokenizer.encode("<s>[INST]a[/INST][THINK]w", add_special_tokens=False)
-    assert thinker.reasoning(prompt).split("hy[/THINK]b") == Piece("hy", "b")
+    assert thinker.reasoning(prompt).split("hy[/THINK]b") == AnswerDelta("hy", "b")
     ended = thinker.prompt(begun, continue_final_message=True, add_generation_prompt=False)
     assert thinker.reasoning(ended) is None
     assert "skip_special_tokens" not in handler(OLD).sampling_defaults

@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream.api.handlers import Piece
+from millstream.api.handlers import AnswerDelta
 
 QWEN3 = """{% set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
@@ -47,9 +47,9 @@ def handler(make_handler):
 def test_an_answer_is_parted(handler) -> None:
     qwen = handler(QWEN3)
     splitter = qwen.reasoning(qwen.prompt([user("hi")]))
-    assert splitter.split("<think>\nhm\n</think>\n\nHello") == Piece("hm", "Hello")
+    assert splitter.split("<think>\nhm\n</think>\n\nHello") == AnswerDelta("hm", "Hello")
     splitter = qwen.reasoning(qwen.prompt([user("hi")]))
-    assert splitter.split("Hello") == Piece("", "Hello")
+    assert splitter.split("Hello") == AnswerDelta("", "Hello")
     assert qwen.skip_special_tokens
 
 
@@ -65,7 +65,7 @@ def test_the_template_may_have_begun_the_block(handler) -> None:
     qwen = handler(ALWAYS)
     prompt = qwen.prompt([user("hi")])
     assert qwen.tokenizer.decode(prompt, skip_special_tokens=False).endswith("<think>\n")
-    assert qwen.reasoning(prompt).split("hm</think>Hello") == Piece("hm", "Hello")
+    assert qwen.reasoning(prompt).split("hm</think>Hello") == AnswerDelta("hm", "Hello")
 
 
 def test_without_thinking_everything_is_content(handler) -> None:
@@ -82,7 +82,7 @@ def test_what_users_write_about_tags_changes_nothing(handler) -> None:
     ):
         qwen = handler(template)
         splitter = qwen.reasoning(qwen.prompt([user(words)]))
-        assert splitter.split("It is a tag.") == Piece("", "It is a tag.")
+        assert splitter.split("It is a tag.") == AnswerDelta("", "It is a tag.")
     qwen = handler(ALWAYS)
     assert qwen.reasoning(qwen.prompt([user("is </think>")])).in_reasoning
 
@@ -92,7 +92,7 @@ def test_blocks_of_earlier_answers_change_nothing(make_handler) -> None:
     for begun in ("assistant\\n", "assistant (speaking)\\n"):
         other = CHATML.replace("'<|im_start|>assistant\\n'", f"'\\n<|im_start|>{begun}'")
         handler = make_handler("Unknown", other, plain=TAGS)
-        assert handler.reasoning(handler.prompt(chat)).split("<think>d</think>e") == Piece("d", "e")
+        assert handler.reasoning(handler.prompt(chat)).split("<think>d</think>e") == AnswerDelta("d", "e")
 
 
 def test_an_answer_that_is_continued_goes_on_where_it_was(handler) -> None:
@@ -101,9 +101,9 @@ def test_an_answer_that_is_continued_goes_on_where_it_was(handler) -> None:
     def splitter(begun: str):
         return qwen.reasoning(qwen.prompt([user("hi"), assistant(begun)], **CONTINUE))
 
-    assert splitter("<think>\nwell, " + "x" * 900).split("hm</think>a") == Piece("hm", "a")
+    assert splitter("<think>\nwell, " + "x" * 900).split("hm</think>a") == AnswerDelta("hm", "a")
     assert splitter("<think>hm</think>" + "x" * 900) is None
-    assert splitter("Hel").split("lo") == Piece("", "lo")
+    assert splitter("Hel").split("lo") == AnswerDelta("", "lo")
 
 
 def test_the_history_keeps_reasoning_as_the_template_says(handler, text_of) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.api.handlers import Piece, ReasoningSplitter, ReasoningTags
+from millstream.api.handlers import AnswerDelta, ReasoningSplitter, ReasoningTags
 
 THINK = ReasoningTags("<think>", "</think>")
 OTHER = ReasoningTags("[THINK]", "[/THINK]")
@@ -34,13 +34,13 @@ parts = st.sampled_from(
 texts = st.lists(parts, max_size=12).map("".join)
 
 
-def expected(text: str, opened: bool) -> Piece:
+def expected(text: str, opened: bool) -> AnswerDelta:
     """The same by regular expressions, over a whole text."""
     block = r"\n*(?P<reasoning>.*?)(?:(?P<end>\n*</think>\n*)(?P<content>.*))?"
     found = re.fullmatch(block if opened else r"\s*<think>" + block, text, re.DOTALL)
     if found is None:
-        return Piece(content=text)
-    return Piece(found["reasoning"], found["content"] or "")
+        return AnswerDelta(content=text)
+    return AnswerDelta(found["reasoning"], found["content"] or "")
 
 
 @given(texts, st.lists(st.integers(0, 80), max_size=8), st.booleans())
@@ -51,7 +51,7 @@ def test_any_cutting_gives_what_the_whole_text_gives(text: str, cuts: list[int],
     splitter = ReasoningSplitter(THINK, opened=opened)
     pieces = [splitter.push(text[start:end]) for start, end in pairwise(places)]
     pieces.append(splitter.flush())
-    assert splitter.flush() == Piece()
+    assert splitter.flush() == AnswerDelta()
     assert "".join(piece.reasoning for piece in pieces) == whole.reasoning
     assert "".join(piece.content for piece in pieces) == whole.content
 
@@ -79,19 +79,19 @@ def test_only_what_may_belong_to_a_tag_is_held_back(text: str) -> None:
 def test_the_answer_comes_at_once_where_there_is_no_block() -> None:
     splitter = ReasoningSplitter(OTHER)
     assert not splitter.in_reasoning
-    assert splitter.push(" ") == Piece()
-    assert splitter.push("[TH") == Piece()
-    assert splitter.push("E") == Piece(content=" [THE")
-    assert splitter.push("[THINK]") == Piece(content="[THINK]")
+    assert splitter.push(" ") == AnswerDelta()
+    assert splitter.push("[TH") == AnswerDelta()
+    assert splitter.push("E") == AnswerDelta(content=" [THE")
+    assert splitter.push("[THINK]") == AnswerDelta(content="[THINK]")
 
 
 def test_where_the_text_stands_is_known() -> None:
     splitter = ReasoningSplitter(OTHER)
     splitter.push("[THINK]")
     assert splitter.in_reasoning
-    assert splitter.push("so[/THI") == Piece(reasoning="so")
+    assert splitter.push("so[/THI") == AnswerDelta(reasoning="so")
     assert splitter.in_reasoning
-    assert splitter.push("NK]\n\nyes") == Piece(content="yes")
+    assert splitter.push("NK]\n\nyes") == AnswerDelta(content="yes")
     assert not splitter.in_reasoning
 
 
@@ -99,4 +99,4 @@ def test_where_the_text_stands_is_known() -> None:
 def test_an_unfinished_block_is_all_reasoning(opened: bool) -> None:
     text = "a\nb\n</thi"
     split = ReasoningSplitter(THINK, opened=opened).split(text if opened else "<think>" + text)
-    assert split == Piece(reasoning=text)
+    assert split == AnswerDelta(reasoning=text)

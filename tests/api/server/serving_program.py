@@ -57,9 +57,9 @@ def make_app(service, config):
         request.scope["state"]["generation"] = generation
 
         async def events():
-            async for _, elements in generation.events():
-                reason = elements.finish_reason
-                yield event({"tokens": len(elements.token_ids), "end": reason and reason.name})
+            async for _, output in generation.events():
+                reason = output.finish_reason
+                yield event({"tokens": len(output.token_ids), "end": reason and reason.name})
             yield DONE
 
         return EventStream(generation, events(), keep_alive=10.0)
