@@ -95,7 +95,8 @@ async def test_damaged_files_are_refused_by_name(damage, engine, tmp_path):
     path.write_bytes(WHOLE)
     await engine.install_model(small(path))
     await engine.start_model("damaged")
-    _, stream = await engine.start_request("damaged", "hello", SamplingParams(max_new_tokens=2, ignore_eos=True))
+    params = SamplingParams(max_new_tokens=2, ignore_eos=True)
+    _, stream = await engine.start_request("damaged", "hello", params)
     await stream.await_finished()
     assert stream.num_output_tokens == 2
 
