@@ -21,13 +21,18 @@ async def ended(server, response_id):
 
 
 async def test_a_background_response_is_there_at_its_end(serve, fake):
-    async with serve(scripted(fake, step_time=0.005)) as server:
+    async with serve(scripted(fake, step_time=0.05, max_num_seqs=1)) as server:
+        before = asyncio.create_task(
+            server.post("/v1/completions", prompt=[1], max_tokens=400, ignore_eos=True)
+        )
+        await until(lambda: server.stats().running == 1)
         begun = await create(server, background=True)
         assert begun.status in ("queued", "in_progress") and begun.background and begun.output == []
         items = await server.client.get(f"{PATH}/{begun.id}/input_items")
         assert items.json()["data"][0]["content"][0]["text"] == ASK["input"]
         error = await create(server, 400, previous_response_id=begun.id)
         assert error["param"] == "previous_response_id" and "in_progress" in error["message"]
+        before.cancel()
         whole = await ended(server, begun.id)
         assert whole.status == "completed" and whole.output_text == "It is four" and whole.background
         assert (await create(server, previous_response_id=begun.id)).status == "completed"
