@@ -4,6 +4,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Generator, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,6 +22,9 @@ from .request_options import RequestOptions
 from .stats import EngineStats
 
 Result = TypeVar("Result")
+
+_LOOK_SECONDS = 0.5
+"""How long a verb waits at most before Python looks at signals again."""
 
 
 class Engine:
@@ -202,6 +206,9 @@ class Engine:
     def _run(self, verb: Coroutine[Any, Any, Result]) -> Result:
         running = asyncio.run_coroutine_threadsafe(verb, self._loop)
         try:
+            # A signal that comes between Python's last look at signals and the wait does not end the wait.
+            while wait((running,), _LOOK_SECONDS).not_done:
+                pass
             return running.result()
         except KeyboardInterrupt:
             running.cancel()
