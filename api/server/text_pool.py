@@ -1,4 +1,4 @@
-"""TextPool: the threads in which long texts are read, while the event loop goes on."""
+"""TextPool: the thread in which long texts are read, while the event loop goes on."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,13 +15,14 @@ Result = TypeVar("Result")
 LONG_TEXT = 2048
 """Characters, or bytes of a body; fewer are read on the event loop, in less time than two threads need to
 take turns."""
-_THREADS = 2
-"""Each may hold the interpreter's lock for a moment before the event loop gets it, and a text's tokens in
-memory; so they are few, and further texts wait."""
+_THREADS = 1
+"""Each holds the interpreter's lock for moments while the event loop waits, and a text's tokens in memory.
+With two, a stream's gaps beside long texts are twice as long; no model on a CPU takes prompts faster than one
+thread reads them."""
 
 
 class TextPool:
-    """A few threads for work on texts; what they are given waits in order."""
+    """Threads for work on texts; what they are given waits in order."""
 
     def __init__(self, threads: int = _THREADS) -> None:
         """Threads are started as they are needed."""
