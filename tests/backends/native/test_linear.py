@@ -147,7 +147,11 @@ def test_gated_layers(bits: int, kind: int, half: int) -> None:
         plain = NativeLinear(level, pack(level, bits, weight, bias, PLAIN), torch.float32)(x)
         gate, up = plain.chunk(2, dim=1)
         gated = NativeLinear(level, pack(level, bits, weight, bias, kind), torch.float32)(x)
-        torch.testing.assert_close(gated, activation(gate) * up, rtol=2e-6, atol=2e-6)
+        # In double precision, as torch's gelu rounds otherwise at its lowest level. An activation near 0 is
+        # the gate times a small difference of large numbers, so errors count against the gate.
+        expected = activation(gate.double()) * up.double()
+        bound = 2e-6 + 4e-7 * (gate * up).abs()
+        assert ((gated - expected).abs() <= bound).all(), ((gated - expected).abs() / bound).max()
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.012), (4, 0.11)])
