@@ -52,7 +52,7 @@ class StepLoop:
         self.prompt_rate = Rate()
         self.generated_rate = Rate()
         self.num_sequence_steps = 0
-        """Slices computed since the start: over the number of steps, the mean batch size."""
+        """Chunks computed since the start: over the number of steps, the mean batch size."""
         self.worker_seconds = 0.0
         """Spent in the worker since the start; what is left of the time is the engine's own, or idle."""
         self.started = monotonic()

@@ -315,7 +315,7 @@ class Scheduler:
         end = start + num_tokens
         token_ids = request.token_ids
         seq = request.seq
-        assert seq is not None  # only running requests are sliced
+        assert seq is not None  # only running requests get chunks
         if start < request.num_prompt_tokens:
             self.counters.prompt_tokens += min(end, request.num_prompt_tokens) - start
         if self._shares_within_step and end // self._kv.block_size > table.num_registered:
